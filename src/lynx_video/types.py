@@ -1,0 +1,78 @@
+"""The values that travel between the layers, and the letters used for shapes.
+
+    B batch     C channels   F frames        H W pixels       T h w latent frames, rows, columns
+    L video tokens   S text tokens   I identity tokens   R reference tokens
+    D width     N heads      K head width    E face vector (512)
+
+As suffixes they name the layout of a local tensor: `query_BLNK`. Pictures outside the model are uint8 RGB [H, W, 3], videos
+[F, H, W, 3]; inside they are float [B, C, F, H, W] in [-1, 1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Picture = NDArray[np.uint8]  # [H, W, 3] RGB
+    Video = NDArray[np.uint8]  # [F, H, W, 3] RGB
+    Points = NDArray[np.float32]  # [5, 2] x, y in pixels: left eye, right eye, nose, left and right mouth corner
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Face:
+    """One detected face.
+
+    box: left, top, right, bottom in pixels of the picture it was found in (may lie partly outside).
+    points: float32 [5, 2], x and y in pixels: left eye, right eye, nose, left and right mouth corner (as the viewer sees them).
+    score: the detector's confidence, 0 to 1.
+    """
+
+    box: tuple[float, float, float, float]
+    points: Points
+    score: float
+
+    @property
+    def size(self) -> float:
+        """Area of the box in square pixels."""
+        return max(0.0, self.box[2] - self.box[0]) * max(0.0, self.box[3] - self.box[1])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """Who: everything the adapters need to know of one person.
+
+    embedding: float32 [512] of unit length, from the face encoder the adapter was trained with.
+    crop: uint8 [S, S, 3] RGB, the aligned reference crop (S = 256 for the official adapters), or None.
+    portrait_hash: sha256 of the portrait file(s), hex; empty if unknown.
+    consent: free text: who agreed to the use of this face, and how.
+    """
+
+    embedding: Tensor
+    crop: Picture | None
+    portrait_hash: str = ""
+    consent: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """A finished video and how it came about.
+
+    frames: uint8 [F, H, W, 3] RGB. fps: frames per second.
+    initial_latents, latents: float32 [1, C, T, h, w], the noise it started from and the final latents as the transformer sees them.
+    settings: everything needed to make it again (plain JSON values).
+    similarity: cosine of the clip's faces to the portrait by a recogniser the model was not conditioned on, or None.
+    """
+
+    frames: Video
+    fps: float
+    initial_latents: Tensor
+    latents: Tensor
+    seed: int
+    seconds: float
+    settings: dict[str, Any] = field(default_factory=dict)
+    similarity: float | None = None
