@@ -1,0 +1,1 @@
+"""The two adapters on the stock diffusers transformer: resampler, projections, processors, memories, official files."""

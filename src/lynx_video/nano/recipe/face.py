@@ -1,0 +1,261 @@
+"""The face models: conditioning encoder, judge and detector, each on people of its own.
+
+Encoder and judge learn from pairs of pictures of the same person (a contrastive loss over the batch). The encoder also learns to
+name the traits, so that nothing visible is missing from its vector; the judge sees identities only, other people, another
+architecture, another seed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lynx_video.face.align import ARCFACE_TEMPLATE
+from lynx_video.face.embed import IRSE, IRSEConfig
+from lynx_video.nano import faces
+from lynx_video.nano.faces import People
+from lynx_video.nano.recipe import data
+from lynx_video.nano.recipe.loop import Schedule, fit
+from lynx_video.nano.vision import CANVAS, STRIDE, DetectorNet, JudgeNet, cell_centres
+
+ENCODER = Schedule(steps=1500, learning_rate=2e-3)
+JUDGE = Schedule(steps=1500, learning_rate=2e-3)
+DETECTOR = Schedule(steps=2500, learning_rate=2e-3)
+PAIRS = 64
+VIEWS = 4
+TRAITS = ("skin", "hair", "style", "shape", "eyes", "glasses", "frame", "beard", "brows")
+ENCODER_CONFIG = IRSEConfig(widths=(16, 24, 32, 48), units=(2, 2, 2, 2))
+
+
+def train(run: Path, part: str = "all") -> None:
+    """Train `part` (encoder, judge, detector or all); writes `run/encoder.safetensors` and so on."""
+    for name, function in (("encoder", _encoder), ("judge", _judge), ("detector", _detector)):
+        if part in (name, "all"):
+            torch.manual_seed({"encoder": 2, "judge": 3, "detector": 4}[name])
+            module = function(run)
+            weights = {
+                key: value.to(torch.float16) if value.is_floating_point() else value for key, value in module.state_dict().items()
+            }
+            save_file({key: value.contiguous() for key, value in weights.items()}, run / f"{name}.safetensors")
+
+
+class _Gallery:
+    """Pictures of many people in several views, and aligned crops of them."""
+
+    def __init__(self, purpose: str, count: int) -> None:
+        rng = data.generator(purpose)
+        self.who = faces.people(count, rng)
+        views = [data.stills(self.who, rng) for _ in range(VIEWS)]
+        self.pictures = torch.stack([pictures for pictures, _, _ in views], 1)
+        self.points = torch.stack([faces.landmarks(self.who, pose) for _, _, pose in views], 1)
+
+    def pairs(self, count: int) -> tuple[Tensor, Tensor]:
+        """Indices [count] and crops [count, 2, 3, 112, 112] of two different views each."""
+        index = torch.randperm(len(self.who))[:count]
+        first = torch.randint(VIEWS, (count,))
+        second = (first + 1 + torch.randint(VIEWS - 1, (count,))) % VIEWS
+        rows, views = index.repeat_interleave(2), torch.stack([first, second], 1).flatten()
+        return index, crops(self.pictures[rows, views], self.points[rows, views], noise=1.0).unflatten(0, (count, 2))
+
+
+def crops(pictures: Tensor, points: Tensor, noise: float) -> Tensor:
+    """uint8 [B, 3, S, S] and points [B, 5, 2] in frame units -> aligned [B, 3, 112, 112] in [-1, 1].
+
+    With `noise` the landmarks are off by a pixel or so and the pictures blurred, grainy and differently lit, as clips are.
+    """
+    count, size = pictures.shape[0], pictures.shape[-1]
+    video = data.to_signed(pictures)
+    if noise:
+        points = points + torch.randn_like(points) * 0.02 * noise + torch.randn(count, 1, 2) * 0.01 * noise
+        soft = F.avg_pool2d(F.pad(video, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        tiny = F.interpolate(F.interpolate(video, size=size // 2, mode="area"), size=size, mode="bilinear", align_corners=False)
+        blur = torch.rand(count, 1, 1, 1) * noise
+        video = torch.where(torch.rand(count, 1, 1, 1) < 0.5, soft, tiny) * blur + video * (1 - blur)
+        light, tint = 1 + torch.randn(count, 1, 1, 1) * 0.06 * noise, torch.randn(count, 3, 1, 1) * 0.03 * noise
+        video = video * light + tint + torch.randn_like(video) * torch.rand(count, 1, 1, 1) * 0.12 * noise
+    template = torch.tensor(ARCFACE_TEMPLATE) / 56 - 1  # 112 px as [-1, 1]
+    # least squares for a + ib: template -> frame
+    centre_from, centre_to = template.mean(0), points.mean(1, keepdim=True)
+    source, target = template - centre_from, points - centre_to
+    length = (source**2).sum()
+    a = (source * target).sum((1, 2)) / length
+    b = (source[:, 0] * target[..., 1] - source[:, 1] * target[..., 0]).sum(1) / length
+    rotation = torch.stack([torch.stack([a, -b], -1), torch.stack([b, a], -1)], 1)
+    shift = centre_to[:, 0] - (rotation @ centre_from)
+    grid = F.affine_grid(torch.cat([rotation, shift[..., None]], -1), [count, 3, 112, 112], align_corners=False)
+    # outside the picture is black, as cv2.warpAffine leaves it
+    return (F.grid_sample((video + 1), grid, align_corners=False) - 1).clamp(-1, 1)
+
+
+def _contrast(vectors: Tensor) -> Tensor:
+    """Vectors [P, 2, E] of unit length; each view must find its partner among all others."""
+    flat = vectors.flatten(0, 1)
+    scores = flat @ flat.T / 0.07
+    scores.fill_diagonal_(-1e4)
+    partner = torch.arange(len(flat)) ^ 1
+    return F.cross_entropy(scores, partner)
+
+
+def _auc(vectors: Tensor) -> str:
+    scores = vectors[:, 0] @ vectors[:, 1].T
+    same, other = scores.diagonal(), scores[~torch.eye(len(scores), dtype=torch.bool)]
+    auc = (same[:, None] > other[None]).float().mean()
+    top = (scores.argmax(1) == torch.arange(len(scores))).float().mean()
+    return f"auc {auc:.4f} top-1 of {len(scores)} {top:.2f} same {same.mean():.2f} other {other.mean():.2f}"
+
+
+class _EncoderWithTraits(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = IRSE(ENCODER_CONFIG)
+        sizes = (4, 7, 7, 3, 4, 3, 4, 3, 3)
+        self.traits = nn.ModuleList(nn.Linear(512, size) for size in sizes)
+
+
+def _encoder(run: Path) -> nn.Module:
+    model = _EncoderWithTraits()
+    gallery, held = _Gallery("encoder", 8000), _Gallery("encoder", 256)
+
+    def embed(pairs: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model.encoder(pairs.flatten(0, 1).flip(1))  # BGR, as the real encoder is fed
+        return F.normalize(out.float(), dim=-1).unflatten(0, pairs.shape[:2])
+
+    def loss(_: int) -> Tensor:
+        model.train()
+        index, pairs = gallery.pairs(PAIRS)
+        vectors = embed(pairs)
+        return _contrast(vectors) + 0.3 * _trait_loss(model.traits, gallery.who, index, vectors)
+
+    def report() -> str:
+        model.eval()
+        with torch.no_grad():
+            return _auc(embed(held_pairs))
+
+    held_pairs = held.pairs(256)[1]
+    fit("encoder", run, model, loss, ENCODER, report=report)
+    return model.encoder.eval()
+
+
+def _trait_loss(heads: nn.ModuleList, who: People, index: Tensor, vectors: Tensor) -> Tensor:
+    total = torch.zeros(())
+    for name, head in zip(TRAITS, heads, strict=True):
+        wanted = getattr(who, name)[index].repeat_interleave(2)
+        if name == "frame":  # nobody can tell the colour of glasses that are not there
+            wanted = torch.where(who.glasses[index].repeat_interleave(2) > 0, wanted, -100)
+        if name == "hair":
+            wanted = torch.where((who.style[index] == 0).repeat_interleave(2), -100, wanted)
+        total = total + F.cross_entropy(head(vectors.flatten(0, 1) * 8), wanted)
+    return total / len(TRAITS)
+
+
+def _judge(run: Path) -> nn.Module:
+    model = JudgeNet()
+    gallery, held = _Gallery("judge", 8000), _Gallery("evaluation", 256)
+    held_pairs = held.pairs(256)[1]
+
+    def embed(pairs: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            out: Tensor = model(pairs.flatten(0, 1))
+        return out.unflatten(0, pairs.shape[:2])
+
+    def report() -> str:
+        with torch.no_grad():
+            return _auc(embed(held_pairs))
+
+    fit("judge", run, model, lambda _: _contrast(embed(gallery.pairs(PAIRS)[1])), JUDGE, report=report)
+    return model.eval()
+
+
+def _detector(run: Path) -> nn.Module:
+    model = DetectorNet()
+    rng = data.generator("detector")
+    pool = [_scene(rng) for _ in range(6000)]
+    pictures = torch.stack([picture for picture, _, _ in pool])
+    targets = [(boxes, points) for _, boxes, points in pool]
+    centres = cell_centres()
+
+    def batch(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        picture = data.to_signed(pictures[index])
+        blur = torch.rand(len(index), 1, 1, 1)
+        picture = picture * (1 - blur) + blur * F.avg_pool2d(F.pad(picture, (2, 2, 2, 2), mode="replicate"), 5, 1)
+        picture = picture * (1 + torch.randn(len(index), 1, 1, 1) * 0.08) + torch.randn(len(index), 3, 1, 1) * 0.04
+        picture = picture + torch.randn_like(picture) * torch.rand(len(index), 1, 1, 1) * 0.1
+        wanted, inside = torch.zeros(len(index), 15, 16, 16), torch.zeros(len(index), 16, 16, dtype=torch.bool)
+        for row, i in enumerate(index.tolist()):
+            for box, points in zip(*targets[i], strict=True):
+                middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
+                near = ((centres - middle[:, None, None]).abs() < (half * 0.35).clamp(min=0.5)[:, None, None]).all(0)
+                value = torch.cat(
+                    [
+                        torch.ones(1, 16, 16),
+                        centres - box[:2, None, None],
+                        box[2:, None, None] - centres,
+                        (points[:, :, None, None] - centres).flatten(0, 1),
+                    ]
+                )
+                wanted[row] = torch.where(near, value, wanted[row])
+                inside[row] |= near
+        return picture, wanted, inside
+
+    def loss(_: int) -> Tensor:
+        picture, wanted, inside = batch(torch.randint(200, len(pool), (24,)))
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(picture).float()
+        score = F.binary_cross_entropy_with_logits(out[:, 0], wanted[:, 0], reduction="none")
+        focus = (out[:, 0].sigmoid() - wanted[:, 0]).detach().abs() ** 2
+        chosen, aim = out.permute(0, 2, 3, 1)[inside], wanted.permute(0, 2, 3, 1)[inside]
+        scale = (aim[:, 1:3] + aim[:, 3:5]).mean(1, keepdim=True).clamp(min=1)
+        return (score * focus).sum() / inside.sum() + 4 * ((chosen[:, 1:] - aim[:, 1:]).abs() / scale).mean()
+
+    def report() -> str:
+        with torch.no_grad():
+            picture, wanted, inside = batch(torch.arange(200))
+            out = model(picture)
+            found = (out[:, 0].sigmoid() > 0.5)[inside].float().mean()
+            false = (out[:, 0].sigmoid() > 0.5)[~inside].float().mean()
+            chosen, aim = out.permute(0, 2, 3, 1)[inside], wanted.permute(0, 2, 3, 1)[inside]
+            width = (aim[:, 1] + aim[:, 3])[:, None]
+            error = ((chosen[:, 5:] - aim[:, 5:]).abs() / width).mean()
+        return f"cells found {found:.3f} false {false:.4f} point error {error:.4f} of the face's width"
+
+    fit("detector", run, model, loss, DETECTOR, report=report)
+    return model.eval()
+
+
+def _scene(rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """A picture of none to three people: uint8 [3, 128, 128], boxes [P, 4] and points [P, 5, 2] in cells."""
+    kind = float(torch.rand(1, generator=rng))
+    count = 1 if kind < 0.75 else 2 if kind < 0.9 else 3
+    who = faces.people(count, rng)
+    scene, pose = faces.scenes(who, rng), faces.poses(count, rng, spread=1.4)
+    widths = [CANVAS // count] * (count - 1) + [CANVAS - CANVAS // count * (count - 1)]
+    canvas, boxes, points = torch.zeros(3, CANVAS, CANVAS), [], []
+    left = 0
+    for i, width in enumerate(widths):
+        zoom = float(torch.rand(1, generator=rng))
+        low = 0.62 if count == 1 else CANVAS / width * 0.8
+        extent = low + (3.2 - low) * zoom**2.5
+        shift = (torch.rand(1, 2, generator=rng) - 0.5) * max(0.1, 1.4 * (extent - 0.9)) * torch.tensor([width / CANVAS, 1.0])
+        one = slice(i, i + 1)
+        person, place = faces.select(who, one), faces.select(pose, one)
+        drawn = faces.draw(person, faces.select(scene, one), place, CANVAS, centre=shift, extent=extent)[0]
+        start = (CANVAS - width) // 2
+        canvas[:, :, left : left + width] = drawn[:, :, start : start + width]
+        cells = CANVAS / STRIDE
+
+        def to_cells(spot: Tensor, offset: int = left - start, extent: float = extent, shift: Tensor = shift[0]) -> Tensor:
+            return ((spot - shift) / extent + 1) / 2 * cells + torch.tensor([offset / STRIDE, 0.0])
+
+        boxes.append(to_cells(faces.boxes(person, place)[0].view(2, 2)).flatten())
+        points.append(to_cells(faces.landmarks(person, place)[0]))
+        left += width
+    if kind > 0.96:  # a scene without people: stripes of wall colours
+        bars = torch.rand(3, 1, 1 + int(torch.randint(16, (1,), generator=rng)), generator=rng)
+        canvas = F.interpolate(bars[None], size=(CANVAS, CANVAS))[0]
+        return (canvas * 255).round().to(torch.uint8), torch.zeros(0, 4), torch.zeros(0, 5, 2)
+    return (canvas * 255).round().to(torch.uint8), torch.stack(boxes), torch.stack(points)
