@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 TIMESTEPS = 1000
@@ -21,12 +22,11 @@ def velocity(clean: Tensor, noise: Tensor) -> Tensor:
     return noise - clean
 
 
-def reference_sigmas(steps: int) -> Sequence[float]:
+def reference_sigmas(steps: int) -> NDArray[np.float64]:
     """The grid the reference implementation samples on, before the flow shift: from 1 - 1/1000 down, evenly, without zero.
 
     Newer diffusers start at 1 and end higher, which alone moves the final latents by a tenth.
     """
     import numpy as np
 
-    grid: list[float] = np.linspace(1 - 1 / TIMESTEPS, 0, steps + 1)[:-1].tolist()
-    return grid
+    return np.linspace(1 - 1 / TIMESTEPS, 0, steps + 1)[:-1]

@@ -60,7 +60,7 @@ def load_safety_checker(path: str | PathLike[str], device: str = "cpu") -> Safet
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise BadWeights(f"{folder}: the safety classifier cannot be loaded ({_line(error)}).") from error
     # transformers fills gaps with random numbers and goes on; a gate of random numbers is no gate.
-    gaps = sorted(str(key) for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in report.get(kind) or ())
+    gaps = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in report.get(kind) or ())
     if gaps:
         raise BadWeights(
             f"{folder / 'model.safetensors'}: does not fit config.json, first at {gaps[0]!r} ({len(gaps)} keys in all)."

@@ -48,12 +48,14 @@ class Identity:
 
     embedding: float32 [512] of unit length, from the face encoder the adapter was trained with.
     crop: uint8 [S, S, 3] RGB, the aligned reference crop (S = 256 for the official adapters), or None.
+    aligned: uint8 [112, 112, 3] RGB, the crop that face encoders and judges see, or None.
     portrait_hash: sha256 of the portrait file(s), hex; empty if unknown.
     consent: free text: who agreed to the use of this face, and how.
     """
 
     embedding: Tensor
-    crop: Picture | None
+    crop: Picture | None = None
+    aligned: Picture | None = None
     portrait_hash: str = ""
     consent: str = ""
 
@@ -66,6 +68,7 @@ class Clip:
     initial_latents, latents: float32 [1, C, T, h, w], the noise it started from and the final latents as the transformer sees them.
     settings: everything needed to make it again (plain JSON values).
     similarity: cosine of the clip's faces to the portrait by a recogniser the model was not conditioned on, or None.
+    coverage: the share of frames in which a face was found, 0 to 1, or None if nobody looked.
     """
 
     frames: Video
@@ -76,3 +79,4 @@ class Clip:
     seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
     similarity: float | None = None
+    coverage: float | None = None

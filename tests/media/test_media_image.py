@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import builtins
 import hashlib
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -135,21 +135,16 @@ def test_heic(tmp_path: Path, scene: np.ndarray) -> None:
 
 
 def test_heic_without_the_package_names_the_install_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **options: Any) -> Any:
-        if name == "pillow_heif":
-            raise ImportError(name)
-        return real(name, *rest, **options)
-
     (tmp_path / "a.jpg").write_bytes(struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"mif1", 0, b"mif1", b"heic") + b"\0" * 100)
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # importing it fails
     with pytest.raises(MissingDependency, match=r"pip install 'lynx-video\[heif\]'"):
         read_picture(tmp_path / "a.jpg")
 
 
-def test_avif_is_not_taken_for_heic(tmp_path: Path, scene: np.ndarray) -> None:
+def test_avif_is_not_taken_for_heic(tmp_path: Path, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     from PIL import features
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # importing it fails
 
     if not features.check("avif"):
         pytest.skip("this Pillow has no AVIF")
@@ -190,7 +185,7 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     for name, why in (("none.png", "no such file"), (".", "folder"), ("empty.png", "empty"), ("text.jpg", "not a picture")):
         with pytest.raises(BadPicture, match=why):
             read_picture(tmp_path / name)
-    with pytest.raises(BadPicture, match="cannot be read"):
+    with pytest.raises(BadPicture, match=r"no such file|cannot be read"):  # by the version of Python
         read_picture("a\0b.png")
 
 
@@ -228,7 +223,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old(
     write_picture(tmp_path / "a.png", scene)
     before = (tmp_path / "a.png").read_bytes()
 
-    def half(_: Any, file: Path, **options: Any) -> None:
+    def half(_: Any, file: Path, **_options: Any) -> None:
         Path(file).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

@@ -145,7 +145,7 @@ def test_a_failure_keeps_the_file_that_was_there(tmp_path: Path) -> None:
 
 
 def test_what_write_video_refuses(tmp_path: Path) -> None:
-    with pytest.raises(BadOutput, match="65x64.*even"):
+    with pytest.raises(BadOutput, match=r"65x64.*even"):
         write_video(tmp_path / "a.mp4", clip(1, 64, 65), 16)
     write_video(tmp_path / "a.webp", clip(1, 64, 65), 16)
     assert read_video(tmp_path / "a.webp")[0].shape == (1, 64, 65, 3)

@@ -76,8 +76,8 @@ def similarity(points: ArrayLike, template: NDArray[np.float32]) -> NDArray[np.f
 
     Source: Umeyama 1991, equations 40 to 43. Raises NoFace for points that cannot be aligned.
     """
-    # In float32 on purpose: cv2 rounds the matrix to 1/1024, whole-number points often fall on the border between two values, and
-    # the reference's decomposition is float32. In float64 three grey values of its crop come out different by one.
+    # In float32 on purpose: cv2 rounds coordinates, whole-number points often fall on the border between two values, and the
+    # reference's decomposition is float32. In float64 a few grey values of its crop come out different by one.
     source = require_points(points)
     source_mean, target_mean = source.mean(axis=0), template.mean(axis=0)
     centred = source - source_mean

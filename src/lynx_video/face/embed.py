@@ -33,22 +33,26 @@ class IRSEConfig:
     """Shape of an IR-SE network; the defaults are IR-SE50.
 
     widths: channels of each stage; a stage halves height and width. units: residual units of each stage.
-    stem: channels of the first convolution. reduction: how much narrower the squeeze is than its stage (at least 1 channel wide).
+    stem: channels of the first convolution, None: as the first stage.
+    reduction: how many times narrower than its stage a squeeze is (but at least 1 channel wide).
     dropout: share of features dropped before the last layer while training.
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
     units: tuple[int, ...] = (3, 4, 14, 3)
     stem: int | None = None
-    """Channels of the first convolution; None: as the first stage."""
     reduction: int = 16
     dropout: float = 0.4
 
     def __post_init__(self) -> None:
         if not self.widths or len(self.widths) != len(self.units):
             raise BadRequest(f"IRSEConfig needs as many widths as units, not {len(self.widths)} and {len(self.units)}.")
-        if min(*self.widths, *self.units, self.reduction, self.stem or 1) < 1:
+        if min(*self.widths, *self.units, self.reduction, 1 if self.stem is None else self.stem) < 1:
             raise BadRequest("IRSEConfig: widths, units, stem and reduction must be at least 1.")
+        if any(a == b for a, b in zip(self.widths, self.widths[1:], strict=False)):
+            raise BadRequest(
+                f"IRSEConfig: neighbouring stages need different widths to be told apart in a file, not {self.widths}."
+            )
         if not 0 <= self.dropout < 1:
             raise BadRequest(f"IRSEConfig: dropout must be from 0 to below 1, not {self.dropout}.")
 
@@ -82,7 +86,9 @@ class _Unit(nn.Module):
         self.stride = stride
         # The short way has weights only where the width changes; otherwise it just drops every other pixel.
         self.shortcut_layer = (
-            nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)) if width_in != width else None
+            nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            if width_in != width
+            else None
         )
         self.res_layer = nn.Sequential(
             nn.BatchNorm2d(width_in),
@@ -111,7 +117,7 @@ class IRSE(nn.Module):
     def __init__(self, config: IRSEConfig) -> None:
         super().__init__()
         self.config = config
-        stem = config.stem or config.widths[0]
+        stem = config.widths[0] if config.stem is None else config.stem
         self.input_layer = nn.Sequential(nn.Conv2d(3, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem), nn.PReLU(stem))
         units: list[_Unit] = []
         width_in = stem
@@ -146,9 +152,9 @@ class FaceEncoder(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.network.input_layer[0].weight.device  # type: ignore[no-any-return,union-attr]
+        return next(self.network.parameters()).device
 
-    def train(self, mode: bool = True) -> FaceEncoder:
+    def train(self, mode: bool = True) -> FaceEncoder:  # noqa: ARG002  torch's signature
         """Stays in evaluation mode: an encoder whose batch statistics moved would no longer be the one the adapters know."""
         super().train(False)
         return self
@@ -158,7 +164,7 @@ class FaceEncoder(nn.Module):
         """crops: float [B, 3, 112, 112] RGB in [-1, 1], any device. Raises BadPicture for another shape."""
         if crops.ndim != 4 or tuple(crops.shape[1:]) != (3, CROP_SIZE, CROP_SIZE):
             raise BadPicture(f"The face encoder takes crops [B, 3, {CROP_SIZE}, {CROP_SIZE}], not {list(crops.shape)}.")
-        weight = self.network.input_layer[0].weight
+        weight = next(self.network.parameters())
         features = self.network(crops.to(weight.device, weight.dtype).flip(1))  # RGB -> BGR, as the weights were trained
         return functional.normalize(features.float(), dim=-1)
 
@@ -203,9 +209,13 @@ def _read(path: Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
-        raise BadWeights(f"The face encoder {path} cannot be read; the file is cut or not a weights file ({reason}).") from None
+    except PermissionError:
+        raise BadWeights(f"The face encoder {path} cannot be read: permission denied.") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError):
+        # What torch says here is a page of advice, such as to unpickle the file after all.
+        raise BadWeights(
+            f"The face encoder {path} cannot be read: it is cut, not a weights file, or holds more than tensors; get it again."
+        ) from None
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise BadWeights(f"The face encoder {path} holds no plain table of tensors, so it is not an IR-SE ArcFace.")
     tensors = {str(name).removeprefix("module."): value for name, value in state.items()}
@@ -224,7 +234,9 @@ def _config_of(state: Mapping[str, Tensor], path: Path) -> IRSEConfig:
         if key not in state:
             raise BadWeights(f"The face encoder {path} has no {key}, so it is not an IR-SE ArcFace (facexlib's layout).")
         if state[key].ndim != 4:
-            raise BadWeights(f"The face encoder {path} has {key} {list(state[key].shape)} where a convolution [O, I, h, w] belongs.")
+            raise BadWeights(
+                f"The face encoder {path} has {key} {list(state[key].shape)} where a convolution [O, I, h, w] belongs."
+            )
         return state[key].shape
 
     stem = shape("input_layer.0.weight")[0]

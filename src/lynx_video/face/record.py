@@ -85,7 +85,9 @@ def read_record(path: str | Path) -> FaceRecord:
         raise BadRequest(f"The face record {path} must be a JSON object with the keys points and embedding.")
     for key in ("points", "embedding"):
         if key not in record:
-            raise BadRequest(f"The face record {path} has no key {key}; it needs points (5 x 2) and embedding ({EMBEDDING_SIZE}).")
+            raise BadRequest(
+                f"The face record {path} has no key {key}; it needs points (5 x 2) and embedding ({EMBEDDING_SIZE})."
+            )
     return FaceRecord(
         points=_numbers(record["points"], (5, 2), "points", path),
         embedding=_unit(_numbers(record["embedding"], (EMBEDDING_SIZE,), "embedding", path), path),
@@ -102,7 +104,7 @@ def _numbers(value: Any, shape: tuple[int, ...], key: str, path: Path) -> NDArra
         got = " x ".join(map(str, value.shape)) or "one number"
         raise BadRequest(f"The key {key} of the face record {path} must hold {expected} numbers, not {got}.")
     with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused just below
-        numbers = value.astype(np.float32)
+        numbers: NDArray[np.float32] = value.astype(np.float32)
     if not np.isfinite(numbers).all():
         raise BadRequest(f"The key {key} of the face record {path} holds a value that is not a finite number.")
     return numbers
@@ -119,8 +121,8 @@ def _unit(embedding: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
     length = float(np.linalg.norm(embedding.astype(np.float64)))
     if abs(length - 1) > NORM_TOLERANCE:
         raise BadRequest(
-            f"The embedding of the face record {path} has length {length:.4g}, but must have length 1 (within {NORM_TOLERANCE}): "
-            "divide it by its length, and make sure that it comes from the ArcFace encoder of the adapters."
+            f"The embedding of the face record {path} has length {length:.4g}, not 1 (within {NORM_TOLERANCE}): divide it by "
+            "its length, and make sure that it comes from the ArcFace encoder of the adapters."
         )
     return embedding
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 EXTENSIONS = ("mp4", "webp")
 QUALITY = 90
 _BT709 = 1  # the number of BT.709 among the matrices, primaries and transfer curves of ISO 23091-2
-_NAMESPACE = "https://github.com/lynx-video/ns/1.0/"
+_NAMESPACE = "urn:lynx-video:settings:1"
 
 
 def check_output(path: str | os.PathLike[str], overwrite: bool, *, extensions: tuple[str, ...] = EXTENSIONS) -> None:
@@ -41,6 +41,8 @@ def check_output(path: str | os.PathLike[str], overwrite: bool, *, extensions: t
     if file.suffix.lower().lstrip(".") not in extensions:
         known = " or ".join(f".{each}" for each in extensions)
         raise BadOutput(f"{file}: unknown extension {file.suffix!r}; expected {known}.")
+    if "\0" in str(file):
+        raise BadOutput(f"{str(file)!r}: not a usable path (a null character in it).")
     try:
         if file.is_dir():
             raise BadOutput(f"{file}: a folder is there; name a file.")

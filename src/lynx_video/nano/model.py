@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
 
 SIZE = 64  # pixels, height and width of a clip
+REFERENCE = 64  # pixels of the reference crop
 FRAMES = 9
 FPS = 8.0
 TEXT_TOKENS = 48

@@ -7,6 +7,8 @@ generative models and the evaluation each see people of their own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from lynx_video.nano import faces, model
 from lynx_video.nano.faces import People, Poses, Scenes
 
 SEEDS = {"vae": 1_000, "encoder": 2_000, "detector": 3_000, "judge": 4_000, "base": 5_000, "evaluation": 9_000_000}
+PEOPLE, FILMED, PORTRAIT = 40_000, 9_000, 128
 
 
 def generator(purpose: str, number: int = 0) -> torch.Generator:
@@ -64,3 +67,66 @@ def _draw(who: People, scene: Scenes, pose: Poses, size: int, chunk: int = 64) -
 def to_signed(pictures: Tensor) -> Tensor:
     """uint8 [0, 255] to float [-1, 1]."""
     return pictures.float() / 127.5 - 1
+
+
+def train(run: Path) -> None:
+    """The stage that draws and encodes the world of base and adapters: `run/world.pt`.
+
+    40,000 people with two stills each. The first 9,000 also have a clip and a portrait, each in a scene and pose of its own; of the
+    portrait the reference crop's latents and the face vector are kept.
+    """
+    from lynx_video.nano.recipe import base
+
+    vae = base.load_vae(run)
+    rng = generator("base")
+    who = faces.people(PEOPLE, rng)
+    stored: dict[str, Any] = {"who": base.as_dict(who), "still_scenes": []}
+    halves = []
+    for half in range(2):
+        scene, parts = faces.scenes(who, rng), []
+        pose = faces.poses(PEOPLE, rng)
+        for start in range(0, PEOPLE, 256):
+            part = slice(start, start + 256)
+            drawn = _draw(faces.select(who, part), faces.select(scene, part), faces.select(pose, part), model.SIZE)
+            parts.append(base.to_latents(vae, drawn[:, None])[:, :, 0])
+        halves.append(torch.cat(parts))
+        stored["still_scenes"].append(base.as_dict(scene))
+        print(f"stills {half + 1}/2", flush=True)
+    stored["stills"] = torch.stack(halves, 1)
+    filmed = faces.select(who, slice(0, FILMED))
+    scene = faces.scenes(filmed, rng)
+    motions, latents = [], []
+    for start in range(0, FILMED, 64):
+        part = slice(start, start + 64)
+        drawn = clips(faces.select(filmed, part), rng, scene=faces.select(scene, part))
+        latents.append(base.to_latents(vae, drawn.frames))
+        motions.append(drawn.motion)
+        if start % 1024 == 0:
+            print(f"clips {start}/{FILMED}", flush=True)
+    stored |= {"clips": torch.cat(latents), "motion": torch.cat(motions), "clip_scenes": base.as_dict(scene)}
+    stored |= _portraits(run, vae, filmed, rng)
+    torch.save(stored, run / "world.partial")
+    (run / "world.partial").replace(run / "world.pt")
+
+
+def _portraits(run: Path, vae: Any, who: People, rng: torch.Generator) -> dict[str, Tensor]:
+    """Reference latents and face vectors from portraits at 128 px, cropped as the product crops them."""
+    import numpy as np
+
+    from lynx_video.face.align import arcface_crop, reference_crop
+    from lynx_video.face.embed import load_arcface
+    from lynx_video.nano.recipe import base
+
+    encoder = load_arcface(run / "encoder.safetensors")
+    latents, vectors = [], []
+    for start in range(0, len(who), 64):
+        some = faces.select(who, slice(start, start + 64))
+        pictures, _, pose = stills(some, rng, PORTRAIT)
+        noise = torch.randn(len(some), 5, 2, generator=rng) * 0.7  # a detector is not exact
+        points = ((faces.landmarks(some, pose) + 1) * PORTRAIT / 2 - 0.5 + noise).numpy()
+        images = pictures.permute(0, 2, 3, 1).contiguous().numpy()
+        small = [arcface_crop(image, spots) for image, spots in zip(images, points, strict=True)]
+        crops = [reference_crop(image, spots, model.REFERENCE) for image, spots in zip(images, points, strict=True)]
+        vectors.append(encoder(to_signed(torch.tensor(np.stack(small)).permute(0, 3, 1, 2))))
+        latents.append(base.to_latents(vae, torch.tensor(np.stack(crops)).permute(0, 3, 1, 2)[:, None]))
+    return {"portraits": torch.cat(latents), "faces": torch.cat(vectors)}

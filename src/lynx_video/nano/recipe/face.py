@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lynx_video.face.align import ARCFACE_TEMPLATE
+from lynx_video.face.align import arcface_template
 from lynx_video.face.embed import IRSE, IRSEConfig
 from lynx_video.nano import faces
 from lynx_video.nano.faces import People
@@ -22,13 +22,13 @@ from lynx_video.nano.recipe import data
 from lynx_video.nano.recipe.loop import Schedule, fit
 from lynx_video.nano.vision import CANVAS, STRIDE, DetectorNet, JudgeNet, cell_centres
 
-ENCODER = Schedule(steps=1500, learning_rate=2e-3)
-JUDGE = Schedule(steps=1500, learning_rate=2e-3)
-DETECTOR = Schedule(steps=2500, learning_rate=2e-3)
+ENCODER = Schedule(steps=220, learning_rate=2e-3)
+JUDGE = Schedule(steps=500, learning_rate=2e-3)
+DETECTOR = Schedule(steps=1500, learning_rate=2e-3)
 PAIRS = 64
 VIEWS = 4
 TRAITS = ("skin", "hair", "style", "shape", "eyes", "glasses", "frame", "beard", "brows")
-ENCODER_CONFIG = IRSEConfig(widths=(16, 24, 32, 48), units=(2, 2, 2, 2))
+ENCODER_CONFIG = IRSEConfig(widths=(16, 24, 32, 48), units=(2, 2, 2, 2), dropout=0.1)
 
 
 def train(run: Path, part: str = "all") -> None:
@@ -77,7 +77,7 @@ def crops(pictures: Tensor, points: Tensor, noise: float) -> Tensor:
         video = torch.where(torch.rand(count, 1, 1, 1) < 0.5, soft, tiny) * blur + video * (1 - blur)
         light, tint = 1 + torch.randn(count, 1, 1, 1) * 0.06 * noise, torch.randn(count, 3, 1, 1) * 0.03 * noise
         video = video * light + tint + torch.randn_like(video) * torch.rand(count, 1, 1, 1) * 0.12 * noise
-    template = torch.tensor(ARCFACE_TEMPLATE) / 56 - 1  # 112 px as [-1, 1]
+    template = torch.tensor(arcface_template()) / 56 - 1  # 112 px as [-1, 1]
     # least squares for a + ib: template -> frame
     centre_from, centre_to = template.mean(0), points.mean(1, keepdim=True)
     source, target = template - centre_from, points - centre_to

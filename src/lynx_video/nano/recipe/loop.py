@@ -64,6 +64,7 @@ def fit(
             _copy(target, saved)
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        _copy(list(module.buffers()), state.get("buffers", []))
         _copy(live, masters)
         print(f"{name}: going on at step {start}", flush=True)
     began, last, smooth = time.monotonic() - spent, time.monotonic(), 0.0
@@ -74,6 +75,7 @@ def fit(
             "spent": time.monotonic() - began,
             "masters": [p.detach() for p in masters],
             "averages": averages,
+            "buffers": list(module.buffers()),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
         partial = state_file.with_suffix(".partial")

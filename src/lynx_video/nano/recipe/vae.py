@@ -21,7 +21,7 @@ from lynx_video.nano.recipe import data
 from lynx_video.nano.recipe.loop import Schedule, fit
 
 STILLS = Schedule(steps=3600, learning_rate=2e-3, weight_decay=1e-4)
-CLIPS = Schedule(steps=2600, learning_rate=1e-3, weight_decay=1e-4, average=0.99)
+CLIPS = Schedule(steps=2200, learning_rate=1e-3, weight_decay=1e-4, average=0.99)
 KL = 1e-3
 
 

@@ -1,0 +1,115 @@
+"""Settings of a generation, as values; `None` means the default of the loaded model's arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lynx_video.errors import BadRequest
+
+NEGATIVE_PROMPT = (
+    "Bright tones, overexposed, blurred background, static, subtitles, style, works, paintings, images, overall gray, worst quality, "
+    "low quality, JPEG compression residue, ugly, incomplete, extra fingers, poorly drawn hands, poorly drawn faces, deformed, "
+    "disfigured, misshapen limbs, fused fingers, still picture, messy background, three legs, many people in the background, "
+    "walking backwards"
+)  # the terms both official scripts were released with; needed to get their videos
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Defaults:
+    """What an arm runs with when nothing else is asked. Read from `lynx.json` beside the adapter where there is one."""
+
+    num_frames: int = 81
+    fps: float = 16.0
+    height: int = 480
+    width: int = 832
+    num_inference_steps: int = 50
+    guidance_scale: float = 5.0
+    guidance_scale_i: float | None = 2.0
+    negative_prompt: str = NEGATIVE_PROMPT
+    reference_size: int = 256
+    "pixels of the square reference crop"
+    max_sequence_length: int = 512
+    "prompt tokens"
+
+
+FULL = Defaults()
+LITE = Defaults(num_frames=121, fps=24.0, guidance_scale_i=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig:
+    """One generation. Only what differs from the arm's defaults needs to be said."""
+
+    negative_prompt: str | None = None
+    "what the video should not be"
+    num_frames: int | None = None
+    "length in frames; one more than a multiple of the VAE's temporal factor (4k + 1 for Wan)"
+    fps: float | None = None
+    "frames per second of the file"
+    height: int | None = None
+    "height in pixels, a multiple of 16 for Wan"
+    width: int | None = None
+    "width in pixels, a multiple of 16 for Wan"
+    seed: int = 42
+    "seed of the noise; the same seed gives the same video"
+    num_inference_steps: int | None = None
+    "denoising steps"
+    guidance_scale: float | None = None
+    "how strongly the prompt pulls (g); 1 or less: one pass a step, no guidance"
+    guidance_scale_i: float | Literal["none"] | None = None
+    "how strongly the identity pulls (g_i); 'none': prompt and identity are guided together, two passes a step"
+    ip_scale: float = 1.0
+    "weight of the identity adapter, 1 as trained, 0 off"
+    ip_start: float = 0.0
+    "share of the steps after which the identity adapter comes on"
+    ip_stop: float = 1.0
+    "share of the steps after which the identity adapter goes off"
+    ip_blocks: frozenset[int] | None = None
+    "blocks in which the identity adapter is on, as 0-9,20; all by default"
+    ref_scale: float = 1.0
+    "weight of the reference adapter, 1 as trained, 0 off"
+    ref_start: float = 0.0
+    "share of the steps after which the reference adapter comes on"
+    ref_stop: float = 1.0
+    "share of the steps after which the reference adapter goes off"
+    ref_blocks: frozenset[int] | None = None
+    "blocks in which the reference adapter is on, as 0-9,20; all by default"
+    reference_latent: Literal["sample", "mean"] | None = None
+    "the reference crop's latent: a sample seeded with seed + 1, as the reference does (default), or the mean, the same for every seed"
+    scheduler: Literal["unipc", "euler", "dpm"] = "unipc"
+    "sampler: unipc (the base's own, on the reference's sigma grid), euler or dpm"
+    flow_shift: float | None = None
+    "shift of the noise schedule; the base's own by default (3 suits 480p, 5 720p)"
+    idle_models: Literal["keep", "offload", "free"] = "keep"
+    "text encoder and VAE while not in use: keep on the device, offload to host memory, or free the text encoder for good"
+
+    def __post_init__(self) -> None:
+        _whole("seed", self.seed, 0, 2**63 - 2)
+        _whole("num_inference_steps", self.num_inference_steps, 1, 1000)
+        _whole("num_frames", self.num_frames, 1, 100_000)
+        _whole("height", self.height, 1, 16_384)
+        _whole("width", self.width, 1, 16_384)
+        _number("fps", self.fps, 0.1, 1000)
+        _number("guidance_scale", self.guidance_scale, 0, 100)
+        if self.guidance_scale_i != "none":
+            _number("guidance_scale_i", self.guidance_scale_i, 0, 100)
+        _number("flow_shift", self.flow_shift, 0.01, 100)
+        _choice("reference_latent", self.reference_latent, ("sample", "mean", None))
+        _choice("scheduler", self.scheduler, ("unipc", "euler", "dpm"))
+        _choice("idle_models", self.idle_models, ("keep", "offload", "free"))
+
+
+def _whole(name: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
+        raise BadRequest(f"{name} must be a whole number from {low} to {high}, got {value!r}.")
+
+
+def _number(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high):
+        raise BadRequest(f"{name} must be a number from {low} to {high}, got {value!r}.")
+
+
+def _choice(name: str, value: object, options: tuple[object, ...]) -> None:
+    if value not in options:
+        raise BadRequest(f"{name} must be one of {', '.join(str(o) for o in options if o)}, got {value!r}.")

@@ -1,0 +1,1 @@
+"""From portrait and prompt to a clip: load, identify, condition, guide, denoise, decode."""

@@ -1,0 +1,54 @@
+"""`LynxPipeline`: the same functions in the shape that users of diffusers expect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lynx_video.config import GenerateConfig
+from lynx_video.pipeline.denoise import Step
+from lynx_video.pipeline.enrol import Enrolment
+from lynx_video.pipeline.generate import generate
+from lynx_video.pipeline.load import Components, load
+from lynx_video.types import Clip, Identity
+
+if TYPE_CHECKING:
+    import torch
+
+    from lynx_video.types import Picture
+
+
+class LynxPipeline:
+    """pipe = LynxPipeline.from_pretrained(base, adapter); clip = pipe("portrait.png", "The person smiles.")."""
+
+    def __init__(self, components: Components) -> None:
+        self.components = components
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        base: str | Path | None = None,
+        adapter: str | Path | None = None,
+        *,
+        torch_dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+    ) -> LynxPipeline:
+        """As `load`; without arguments the nano model."""
+        return cls(load(base=base, adapter=adapter, dtype=torch_dtype, device=device))
+
+    @property
+    def transformer(self) -> Any:
+        """The stock transformer, with the adapter attached."""
+        return self.components.transformer
+
+    def __call__(
+        self,
+        image: str | Path | Picture | Identity | Enrolment,
+        prompt: str,
+        *,
+        callback_on_step_end: Callable[[Step], None] | None = None,
+        **settings: Any,
+    ) -> Clip:
+        """A clip; `settings` are the fields of GenerateConfig (num_frames=, seed=, guidance_scale=, ...)."""
+        return generate(self.components, image, prompt, GenerateConfig(**settings), on_step=callback_on_step_end)

@@ -1,0 +1,34 @@
+"""Guidance as a table of passes whose weights sum to one.
+
+Full: v = u + g_i (i - u) + g (c - i), where c has prompt and identity, i the negative prompt and the identity, u the negative prompt
+and the unconditional identity. Lite, and full without g_i: v = u + g (c - u). With g <= 1: c alone. A pass of weight zero is not run.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class Pass(NamedTuple):
+    """One forward of the transformer: which text and which identity it sees, and its weight in the velocity."""
+
+    name: str
+    text: Literal["prompt", "negative"]
+    who: Literal["person", "nobody"]
+    weight: float
+
+
+def passes(guidance_scale: float, guidance_scale_i: float | None) -> tuple[Pass, ...]:
+    """The passes of a step for g and g_i (None: prompt and identity are guided together)."""
+    g, g_i = guidance_scale, guidance_scale_i
+    if g <= 1:
+        return (Pass("prompt", "prompt", "person", 1.0),)
+    if g_i is None:
+        table = (Pass("prompt", "prompt", "person", g), Pass("none", "negative", "nobody", 1 - g))
+    else:
+        table = (
+            Pass("prompt", "prompt", "person", g),
+            Pass("identity", "negative", "person", g_i - g),
+            Pass("none", "negative", "nobody", 1 - g_i),
+        )
+    return tuple(one for one in table if one.weight != 0)
