@@ -95,18 +95,24 @@ class Adapter(nn.Module):
             raise BadRequest("the adapter is not attached: call adapter.attach(transformer) first.")
         return self._attached[0]
 
-    def attach(self, transformer: Any) -> None:
+    def attach(self, transformer: Any, processor: type[Attention] = Attention) -> None:
         """Put the processors on every attention of a stock `WanTransformer3DModel` whose width fits."""
         if self._attached:
             raise BadRequest("the adapter is attached already: detach it first.")
         width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
         if width != self.config.width:
             raise BadRequest(f"the adapter is made for a base of width {self.config.width}, this transformer has {width}.")
+        if transformer.config.num_attention_heads != self.config.heads:
+            heads = transformer.config.num_attention_heads
+            raise BadRequest(f"the adapter is made for a base of {self.config.heads} heads, this transformer has {heads}.")
+        last = max((*self.config.identity_blocks, *self.config.reference_blocks), default=0)
+        if last >= len(transformer.blocks):
+            raise BadRequest(f"the adapter has weights for block {last}, this transformer has {len(transformer.blocks)} blocks.")
         if any(block.attn2.add_k_proj is not None for block in transformer.blocks):
             raise BadRequest("the transformer is an image-to-video model; the adapters need a text-to-video base.")
         for block in transformer.blocks:
             for attn in (block.attn1, block.attn2):
-                attn.set_processor(_succeed(attn.processor, Attention()))
+                attn.set_processor(_succeed(attn.processor, processor()))
         self._attached.append(transformer)
 
     def detach(self) -> None:

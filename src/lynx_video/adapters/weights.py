@@ -116,7 +116,7 @@ def inspect(paths: Sequence[Path], base: BaseShape, parts: frozenset[str] | None
 def load_adapter(files: AdapterFiles, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> Adapter:
     """The adapter of a checked set of files, on `device` in `dtype`, in evaluation mode, frozen."""
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     with torch.device("meta"):
         adapter = Adapter(files.config)
@@ -129,7 +129,7 @@ def load_adapter(files: AdapterFiles, *, dtype: torch.dtype, device: str | torch
             with safe_open(file, framework="pt", device=str(device)) as tensors:
                 for name, key in names:
                     state[name] = tensors.get_tensor(key).to(dtype)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
             raise BadWeights(f"{file} can't be read ({error}); download it again.") from error
     adapter.load_state_dict(state, strict=True, assign=True)
     return adapter.requires_grad_(False).eval()
@@ -191,7 +191,8 @@ def _collect(paths: Sequence[Path]) -> dict[str, dict[str, Stored]]:
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         for file in files:
             header = read_header(file)
-            if not any(_ENTRY.match(key) or _REPACKED.match(key) or key == "latents" for key in header):
+            ours = file.name in OFFICIAL_FILES.values() and any(_RESAMPLER.match(key) for key in header)
+            if not ours and not any(_ENTRY.match(key) or _REPACKED.match(key) or key == "latents" for key in header):
                 if path.is_dir() and file.name not in OFFICIAL_FILES.values():
                     continue  # something else that lies in the same folder
                 raise BadWeights(f"{file} holds no Lynx adapter (its first key is {next(iter(header), 'none')!r}).")
@@ -308,10 +309,12 @@ def _match_blocks(
             f"{sample} has shape {list(sample.shape)}: the adapter is made for a base of width {sample.shape[0]}, "
             f"this base has width {base.width}."
         )
-    entries = {name.rsplit(".to_", 1)[0].removesuffix(".registers") for name in found}
-    if len(entries) != len(blocks) and entries != set(places.values()):
+    entries = {name.rsplit(".to_", 1)[0].removesuffix(".registers"): stored for name, stored in found.items()}
+    if len(entries) != len(blocks):
+        beyond = next((stored for entry, stored in entries.items() if entry not in places.values()), None)
         raise BadWeights(
-            f"{first.file} has entries for {len(entries)} blocks; this base has {base.blocks} blocks and needs {len(blocks)} entries."
+            f"{first.file} has entries for {len(entries)} blocks{f' (such as {beyond.key})' if beyond else ''}; "
+            f"this base has {base.blocks} blocks and needs {len(blocks)} entries."
         )
     rows = {own: official for its_part, official, own in _TABLE if its_part == part}
     wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -329,10 +332,19 @@ def _match(
     file = next(iter(found.values())).file
     for own, (official, shape) in wanted.items():
         if official not in found:
-            raise BadWeights(f"{file}: key {official.replace('block.', 'blocks.')!r} is missing.")
+            raise BadWeights(f"{file}: key {_spelled(official)!r} is missing.")
         if found[official].shape != shape:
             raise BadWeights(f"{found[official]} has shape {list(found[official].shape)}, expected {list(shape)}.")
         tensors[prefix + own] = found[official]
     surplus = set(found) - {official for official, _ in wanted.values()}
     if surplus:
         raise BadWeights(f"{found[min(surplus)]} is unexpected: this base needs no such key.")
+
+
+def _spelled(name: str) -> str:
+    """A wanted name as its file spells it."""
+    match = re.match(r"block\.(\d+)\.(.+)", name)
+    if match is None:
+        return name
+    part = "self_attn.ref_adapter" if "_ref." in name else "cross_attn.ip_adapter"
+    return f"blocks.{match[1]}.{part}.{match[2]}"

@@ -17,7 +17,7 @@ from lynx_video.errors import BadRequest, BadWeights
 from lynx_video.types import Identity
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import Components
+    from lynx_video.pipeline.load import Blueprint, Components
 
 FORMAT = "lynx-video identity 1"
 
@@ -113,7 +113,7 @@ def load_enrolment(path: str | Path) -> Enrolment:
     )
 
 
-def usable_memories(components: Components, enrolment: Enrolment) -> dict[str, Memory] | None:
+def usable_memories(components: Components | Blueprint, enrolment: Enrolment) -> dict[str, Memory] | None:
     """The file's memories if they fit the loaded models; None if they must be computed anew from the crops.
 
     Raises BadRequest where neither can be done.

@@ -27,7 +27,7 @@ from lynx_video.pipeline.identify import identify
 from lynx_video.types import Clip, Identity
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import Components
+    from lynx_video.pipeline.load import Blueprint, Components
     from lynx_video.types import Picture
 
 
@@ -49,9 +49,12 @@ class Plan:
     reference: Influence
 
 
-def plan(components: Components, config: GenerateConfig) -> Plan:
-    """Fill in the arm's defaults. Raises BadRequest for sizes off the grid, naming the nearest good ones."""
-    defaults, factor, grid = components.defaults, components.temporal_factor, components.grid
+def plan(model: Components | Blueprint, config: GenerateConfig) -> Plan:
+    """Fill in the arm's defaults.
+
+    Raises BadRequest for sizes off the grid, naming the nearest good ones, and for blocks that do not exist.
+    """
+    defaults, factor, grid = model.defaults, model.temporal_factor, model.grid
 
     def value(name: str) -> Any:
         asked = getattr(config, name)
@@ -63,8 +66,11 @@ def plan(components: Components, config: GenerateConfig) -> Plan:
     _on_grid("width", width, grid, 0, f"a multiple of {grid}")
     guidance_scale_i = value("guidance_scale_i")
     guidance_scale_i = None if guidance_scale_i == "none" else guidance_scale_i
-    spatial = int(components.vae.config.scale_factor_spatial)
-    channels = int(components.transformer.config.in_channels)
+    identity = Influence(scale=config.ip_scale, start=config.ip_start, stop=config.ip_stop, blocks=config.ip_blocks)
+    reference = Influence(scale=config.ref_scale, start=config.ref_start, stop=config.ref_stop, blocks=config.ref_blocks)
+    _check_blocks("--ip-blocks", identity, model.blocks)
+    _check_blocks("--ref-blocks", reference, model.blocks)
+    spatial = model.spatial_factor
     return Plan(
         negative_prompt=value("negative_prompt"),
         num_frames=frames,
@@ -74,10 +80,10 @@ def plan(components: Components, config: GenerateConfig) -> Plan:
         steps=value("num_inference_steps"),
         guidance_scale=float(value("guidance_scale")),
         guidance_scale_i=guidance_scale_i,
-        latent_shape=(1, channels, (frames - 1) // factor + 1, height // spatial, width // spatial),
+        latent_shape=(1, model.channels, (frames - 1) // factor + 1, height // spatial, width // spatial),
         table=passes(value("guidance_scale"), guidance_scale_i),
-        identity=Influence(scale=config.ip_scale, start=config.ip_start, stop=config.ip_stop, blocks=config.ip_blocks),
-        reference=Influence(scale=config.ref_scale, start=config.ref_start, stop=config.ref_stop, blocks=config.ref_blocks),
+        identity=identity,
+        reference=reference,
     )
 
 
@@ -106,7 +112,6 @@ def generate(
     chosen = plan(components, config)
     if not condition.clean_prompt(prompt):
         raise BadRequest("the prompt is empty; say what the person should do.")
-    _check_blocks(components, chosen)
     enrolment = who if isinstance(who, Enrolment) else None
     if isinstance(who, Enrolment):
         identity = who.identity
@@ -256,12 +261,10 @@ def _on_device(components: Components, name: str, idle: str) -> Iterator[None]:
         module.to("cpu")
 
 
-def _check_blocks(components: Components, chosen: Plan) -> None:
-    count = len(components.transformer.blocks)
-    for flag, influence in (("--ip-blocks", chosen.identity), ("--ref-blocks", chosen.reference)):
-        beyond = [i for i in influence.blocks or () if not 0 <= i < count]
-        if beyond:
-            raise BadRequest(f"{flag}: block {max(beyond)} does not exist; the base has blocks 0 to {count - 1}.")
+def _check_blocks(flag: str, influence: Influence, count: int) -> None:
+    beyond = [i for i in influence.blocks or () if not 0 <= i < count]
+    if beyond:
+        raise BadRequest(f"{flag}: block {max(beyond)} does not exist; the base has blocks 0 to {count - 1}.")
 
 
 def make_scheduler(scheduler: Any, config: GenerateConfig) -> Any:

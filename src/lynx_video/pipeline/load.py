@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_video.config import FULL, LITE, Defaults
-from lynx_video.errors import BadRequest, BadWeights, LynxError, MissingDependency
+from lynx_video.errors import BadRequest, BadWeights
+from lynx_video.pipeline.checkpoint import base_config, base_fingerprint, base_shape, check_base_files, fingerprint, load_base
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +52,37 @@ class Model:
     needs_safety_checker: bool = True
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Blueprint:
+    """A model as its configurations and file headers describe it: everything checked, no weight read yet."""
+
+    base_name: str
+    base_hash: str
+    shape: BaseShape
+    channels: int
+    "of the latents"
+    patch: int
+    spatial_factor: int
+    temporal_factor: int
+    files: AdapterFiles | None
+    adapter_hash: str
+    arm: str
+    defaults: Defaults
+    faces: FaceModels
+    device: str
+    dtype: torch.dtype
+
+    @property
+    def grid(self) -> int:
+        """Height and width must be multiples of this many pixels: the VAE's factor times the patch."""
+        return self.spatial_factor * self.patch
+
+    @property
+    def blocks(self) -> int:
+        """Number of transformer blocks."""
+        return self.shape.blocks
+
+
 @dataclass(kw_only=True, slots=True)
 class Components:
     """Everything a generation needs, loaded. `adapter` is attached to `transformer`."""
@@ -76,9 +108,24 @@ class Components:
         return int(self.vae.config.scale_factor_temporal)
 
     @property
+    def spatial_factor(self) -> int:
+        """Pixels, in height and in width, a latent stands for."""
+        return int(self.vae.config.scale_factor_spatial)
+
+    @property
     def grid(self) -> int:
         """Height and width must be multiples of this many pixels: the VAE's factor times the patch."""
-        return int(self.vae.config.scale_factor_spatial) * int(self.transformer.config.patch_size[-1])
+        return self.spatial_factor * int(self.transformer.config.patch_size[-1])
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.transformer.config.in_channels)
+
+    @property
+    def blocks(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.transformer.blocks)
 
 
 def _nano_faces(_: Path) -> FaceModels:
@@ -93,7 +140,9 @@ def _nano_faces(_: Path) -> FaceModels:
     )
 
 
-def photograph_faces(models: Path, *, detector: Path | None = None, arcface: Path | None = None, device: str = "cpu") -> FaceModels:
+def photograph_faces(
+    models: Path, *, detector: Path | None = None, arcface: Path | None = None, device: str = "cpu"
+) -> FaceModels:
     """SCRFD (or YuNet) and the official ArcFace, from `models/face` or by path."""
     from lynx_video.face.detect import SCRFD, YuNet
     from lynx_video.face.embed import load_arcface
@@ -101,7 +150,8 @@ def photograph_faces(models: Path, *, detector: Path | None = None, arcface: Pat
     found = detector or models / "face" / "buffalo_l"
     weights = arcface or models / "face" / "recognition_arcface_ir_se50.pth"
     return FaceModels(
-        detector=functools.cache(lambda: YuNet(found) if "yunet" in found.name.lower() else SCRFD(found)), encoder=functools.cache(lambda: load_arcface(weights, device))
+        detector=functools.cache(lambda: YuNet(found) if "yunet" in found.name.lower() else SCRFD(found)),
+        encoder=functools.cache(lambda: load_arcface(weights, device)),
     )
 
 
@@ -133,41 +183,100 @@ def load(
     identities that bring their memories. Raises BadWeights for files that are missing, cut, mixed or made for another base, before
     the base's weights are read; BadRequest for unknown names.
     """
-    import torch
+    return assemble(
+        survey(
+            model,
+            base=base,
+            adapter=adapter,
+            dtype=dtype,
+            device=device,
+            parts=parts,
+            with_adapter=with_adapter,
+            faces=faces,
+            models=models,
+        )
+    )
 
-    from lynx_video.adapters.attach import Adapter, AdapterConfig
-    from lynx_video.adapters.weights import inspect, load_adapter
+
+def survey(
+    model: str = "nano",
+    *,
+    base: str | Path | None = None,
+    adapter: str | Path | Sequence[str | Path] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    parts: frozenset[str] | None = None,
+    with_adapter: bool = True,
+    arm: str | None = None,
+    faces: FaceModels | None = None,
+    models: str | Path = "models",
+) -> Blueprint:
+    """What `load` would load, checked. Arguments and errors as there.
+
+    arm: full or lite, whose defaults count where no adapter is loaded.
+    """
+    from lynx_video.adapters.weights import inspect
 
     spec = _model(model)
     if (base is None) != (adapter is None) and with_adapter and model.startswith("nano"):
         raise BadRequest("give base and adapter together: nano's adapter fits no other base, and no other adapter fits nano.")
     chosen_device, chosen_dtype = _device(device), _dtype(dtype, device)
+    if arm is not None and not with_adapter:
+        spec = next((one for one in MODELS.values() if one.base == spec.base and _arm_of([Path(one.adapter)]) == arm), spec)
     base_name = str(base) if base is not None else _under(spec.base, models)
-    paths = [Path(_under(spec.adapter, models))] if adapter is None else _paths(adapter)
+    if adapter is not None:
+        paths = _paths(adapter)
+    else:
+        # another base has nothing to do with the settings that lie beside the model's own adapter
+        paths = [Path(_under(spec.adapter, models))] if with_adapter or base is None else []
     shape = base_shape(base_name)
-    if with_adapter:
-        files = inspect(paths, shape, parts)
-        arm, defaults, adapter_hash = files.arm, _defaults(paths, files.arm), fingerprint(files.files)
-    else:
-        files, arm, defaults, adapter_hash = None, "full", _defaults(paths, _arm_of(paths)), ""
-    parts_of_base = _load_base(base_name, chosen_dtype, chosen_device)
-    if files is not None:
-        loaded = load_adapter(files, dtype=chosen_dtype, device=chosen_device)
-    else:
-        loaded = Adapter(AdapterConfig(width=shape.width, heads=shape.heads))
-    loaded.attach(parts_of_base["transformer"])
+    transformer, vae = base_config(base_name, "transformer"), base_config(base_name, "vae")
+    files = inspect(paths, shape, parts) if with_adapter else None
+    chosen_arm = files.arm if files is not None else arm or _arm_of(paths)
+    check_base_files(base_name)
     custom = base is not None or adapter is not None
-    return Components(
-        **parts_of_base,
-        adapter=loaded,
-        faces=faces or (photograph_faces if custom and model.startswith("nano") else spec.faces)(Path(models)),
-        defaults=defaults,
-        arm=arm,
+    return Blueprint(
         base_name=base_name,
         base_hash=base_fingerprint(base_name),
-        adapter_hash=adapter_hash,
-        device=torch.device(chosen_device),
+        shape=shape,
+        channels=int(transformer.get("in_channels", 16)),
+        patch=int((transformer.get("patch_size") or (1, 2, 2))[-1]),
+        spatial_factor=int(vae.get("scale_factor_spatial", 8)),
+        temporal_factor=int(vae.get("scale_factor_temporal", 4)),
+        files=files,
+        adapter_hash=fingerprint(files.files) if files is not None else "",
+        arm=chosen_arm,
+        defaults=_defaults(paths, chosen_arm),
+        faces=faces or (photograph_faces if custom and model.startswith("nano") else spec.faces)(Path(models)),
+        device=chosen_device,
         dtype=chosen_dtype,
+    )
+
+
+def assemble(blueprint: Blueprint) -> Components:
+    """Read the weights of a surveyed model. Raises BadWeights for a base that cannot be loaded."""
+    import torch
+
+    from lynx_video.adapters.attach import Adapter, AdapterConfig
+    from lynx_video.adapters.weights import load_adapter
+
+    base = load_base(blueprint.base_name, blueprint.dtype, blueprint.device)
+    if blueprint.files is not None:
+        adapter = load_adapter(blueprint.files, dtype=blueprint.dtype, device=blueprint.device)
+    else:
+        adapter = Adapter(AdapterConfig(width=blueprint.shape.width, heads=blueprint.shape.heads))
+    adapter.attach(base["transformer"])
+    return Components(
+        **base,
+        adapter=adapter,
+        faces=blueprint.faces,
+        defaults=blueprint.defaults,
+        arm=blueprint.arm,
+        base_name=blueprint.base_name,
+        base_hash=blueprint.base_hash,
+        adapter_hash=blueprint.adapter_hash,
+        device=torch.device(blueprint.device),
+        dtype=blueprint.dtype,
     )
 
 
@@ -195,8 +304,12 @@ def _device(device: str | torch.device | None) -> str:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise BadRequest(f"unknown device {device!r}; examples are cuda, cuda:1 and cpu.") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise BadRequest(f"device {device!r} is not available: this torch sees no CUDA device; --device cpu works everywhere.")
+    try:
+        usable = torch.empty(0, device=chosen).device.type != "meta"
+    except (RuntimeError, AssertionError, NotImplementedError):  # each backend has its own way to say that it is not there
+        usable = False
+    if not usable:
+        raise BadRequest(f"device {str(device)!r} is not available to this torch; --device cpu works everywhere.")
     return str(chosen)
 
 
@@ -213,76 +326,6 @@ def _dtype(dtype: str | torch.dtype | None, device: str | torch.device | None) -
     if dtype not in table.values():
         raise BadRequest(f"dtype {dtype} is not supported; choose torch.bfloat16, torch.float16 or torch.float32.")
     return dtype
-
-
-def base_shape(base: str) -> BaseShape:
-    """Width, heads and blocks of a base, from its transformer's config alone. Raises BadWeights if it is no text-to-video Wan."""
-    from lynx_video.adapters.weights import BaseShape
-
-    config = _base_config(base, "transformer")
-    if config.get("_class_name") != "WanTransformer3DModel":
-        raise BadWeights(f"{base}: transformer/config.json is of {config.get('_class_name')}, expected WanTransformer3DModel.")
-    if config.get("image_dim") or config.get("added_kv_proj_dim"):
-        raise BadWeights(f"{base} is an image-to-video model; Lynx needs a text-to-video base such as Wan2.1-T2V-14B.")
-    try:
-        heads, width = int(config["num_attention_heads"]), int(config["attention_head_dim"])
-        return BaseShape(width=heads * width, heads=heads, blocks=int(config["num_layers"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadWeights(f"{base}: transformer/config.json lacks a usable {error}; download the base again.") from error
-
-
-def _base_config(base: str, part: str) -> dict[str, Any]:
-    if Path(base).exists() or base.startswith((".", "/", "~", "models")) or base.count("/") != 1:
-        file = Path(base) / part / "config.json"
-        if not file.is_file():
-            raise BadWeights(
-                f"{file} is not there: {base} is not a base model in the diffusers layout; `lynx-video download base` fetches it."
-            )
-        try:
-            config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadWeights(f"{file} can't be read as JSON ({error}); download the base again.") from error
-        return config
-    from diffusers import WanTransformer3DModel
-
-    try:
-        return dict(WanTransformer3DModel.load_config(base, subfolder=part))
-    except (OSError, ValueError) as error:
-        raise LynxError(f"the base {base} can't be fetched from the hub ({_first_line(error)}).") from error
-
-
-def _load_base(base: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    import torch
-    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
-    from transformers import AutoTokenizer, UMT5EncoderModel
-
-    # half precision overflows in the VAE; bfloat16 is what the reference decodes in
-    vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-    loaders: dict[str, Callable[[], Any]] = {
-        "tokenizer": lambda: AutoTokenizer.from_pretrained(base, subfolder="tokenizer"),
-        "text_encoder": lambda: UMT5EncoderModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype).to(device).eval(),
-        "vae": lambda: AutoencoderKLWan.from_pretrained(base, subfolder="vae", torch_dtype=vae_dtype).to(device).eval(),
-        "transformer": lambda: (
-            WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=dtype).to(device).eval()
-        ),
-        "scheduler": lambda: UniPCMultistepScheduler.from_pretrained(base, subfolder="scheduler"),
-    }
-    loaded: dict[str, Any] = {}
-    for part, loader in loaders.items():
-        try:
-            loaded[part] = loader()
-        except ImportError as error:
-            raise MissingDependency(f"{part} of {base} can't be loaded: {_first_line(error)}.") from error
-        except Exception as error:  # noqa: BLE001 (these libraries raise anything for a broken file)
-            raise BadWeights(f"{Path(base) / part} can't be loaded ({_first_line(error)}); download the base again.") from error
-        if part not in ("tokenizer", "scheduler"):
-            loaded[part].requires_grad_(False)
-    return loaded
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")[:300]
 
 
 def _defaults(paths: Sequence[Path], arm: str) -> Defaults:
@@ -302,27 +345,3 @@ def _defaults(paths: Sequence[Path], arm: str) -> Defaults:
 
 def _arm_of(paths: Sequence[Path]) -> str:
     return "lite" if any("lite" in path.name for path in paths) else "full"
-
-
-def base_fingerprint(base: str) -> str:
-    """Hash of a base's transformer, VAE and text encoder weights; a hub id stands for itself."""
-    folder = Path(base)
-    if not folder.is_dir():
-        return f"hub:{base}"
-    found = [file for part in ("transformer", "vae", "text_encoder") for file in sorted((folder / part).glob("*.safetensors"))]
-    return fingerprint(found)
-
-
-def fingerprint(files: Sequence[Path]) -> str:
-    """sha256 over each file's size and 16 blocks of 64 KiB spread over it: fast on 60 GB, and no two real weights share it."""
-    import hashlib
-
-    digest, block = hashlib.sha256(), 65_536
-    for file in files:
-        size = file.stat().st_size
-        digest.update(str(size).encode())
-        with file.open("rb") as handle:
-            for i in range(16):
-                handle.seek(max(0, (size - block) * i // 15))
-                digest.update(handle.read(block))
-    return digest.hexdigest()

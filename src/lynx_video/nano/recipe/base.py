@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lynx_video import flow
-from lynx_video.nano import faces, model
+from lynx_video.nano import model
 from lynx_video.nano.captions import caption, describe
 from lynx_video.nano.faces import People, Scenes
 from lynx_video.nano.recipe import data
@@ -30,27 +30,39 @@ EMPTY_PROMPT = 0.08
 class World:
     """People with two stills each and, the first of them, a clip: latents, scenes and motions."""
 
-    def __init__(self, file: Path) -> None:
-        stored: dict[str, Any] = torch.load(file, weights_only=True, mmap=True)
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        stored = self._read("stills")
         self.stills: Tensor = stored["stills"]  # [N, 2, C, h, w]
-        self.clips: Tensor = stored["clips"]  # [M, C, T, h, w]
-        self.motion: Tensor = stored["motion"]
         self.who = People(**stored["who"])
         self.still_scenes = [Scenes(**scene) for scene in stored["still_scenes"]]
+
+    def open_clips(self) -> None:
+        """Read the clips too."""
+        stored = self._read("clips")
+        self.clips: Tensor = stored["clips"]  # [M, C, T, h, w]
+        self.motion: Tensor = stored["motion"]
         self.clip_scenes = Scenes(**stored["clip_scenes"])
+
+    def open_portraits(self) -> None:
+        """Read the portraits too."""
+        stored = self._read("portraits")
         self.portraits: Tensor = stored["portraits"]  # [M, C, 1, h, w], latents of the reference crops
         self.faces: Tensor = stored["faces"]  # [M, 512]
+
+    def _read(self, name: str) -> dict[str, Any]:
+        stored: dict[str, Any] = torch.load(self.run / f"{name}.pt", weights_only=True, mmap=True)
+        return stored
 
 
 def train(run: Path, part: str = "all") -> None:
     """Stills, then clips; writes `run/transformer`, `run/text_encoder`, `run/tokenizer`."""
     torch.manual_seed(5)
-    world = World(run / "world.pt")
+    world = World(run)
     networks = Networks()
     networks.initialise_()
     prepare_(networks.transformer)
     networks.text_encoder.to(torch.bfloat16)
-    held = len(world.clips) - 192
 
     def still_loss(step: int) -> Tensor:
         index = torch.randint(len(world.stills), (STILL_BATCH,))
@@ -80,6 +92,10 @@ def train(run: Path, part: str = "all") -> None:
         return f"validation (clips) {torch.stack(losses).mean():.4f}"
 
     fit("base-stills", run, networks, still_loss, STILLS, is_matrix=_is_block)
+    if part == "stills":
+        return
+    world.open_clips()
+    held = len(world.clips) - 192
     fit("base-clips", run, networks, clip_loss, CLIPS, report=report, is_matrix=_is_block)
     networks.save(run)
 
@@ -160,5 +176,3 @@ def as_dict(batch: People | Scenes) -> dict[str, Tensor]:
     """Its tensors by name, for torch.save."""
     return {name: getattr(batch, name) for name in batch.__slots__}
 
-
-__all__ = ["Networks", "World", "as_dict", "faces", "load_vae", "sample_timestep", "to_latents", "train"]

@@ -17,7 +17,7 @@ from lynx_video.nano import faces, model
 from lynx_video.nano.faces import People, Poses, Scenes
 
 SEEDS = {"vae": 1_000, "encoder": 2_000, "detector": 3_000, "judge": 4_000, "base": 5_000, "evaluation": 9_000_000}
-PEOPLE, FILMED, PORTRAIT = 40_000, 9_000, 128
+PEOPLE, FILMED, PORTRAIT = 30_000, 7_000, 128
 
 
 def generator(purpose: str, number: int = 0) -> torch.Generator:
@@ -69,47 +69,56 @@ def to_signed(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
-def train(run: Path) -> None:
-    """The stage that draws and encodes the world of base and adapters: `run/world.pt`.
+def train(run: Path, part: str = "all") -> None:
+    """The stage that draws and encodes the world of base and adapters: `run/stills.pt`, `run/clips.pt`, `run/portraits.pt`.
 
-    40,000 people with two stills each. The first 9,000 also have a clip and a portrait, each in a scene and pose of its own; of the
-    portrait the reference crop's latents and the face vector are kept.
+    30,000 people with two stills each. The first 7,000 also have a clip and a portrait, each in a scene and pose of its own; of the
+    portrait the reference crop's latents and the face vector are kept. The parts can run side by side.
     """
     from lynx_video.nano.recipe import base
 
-    vae = base.load_vae(run)
-    rng = generator("base")
-    who = faces.people(PEOPLE, rng)
-    stored: dict[str, Any] = {"who": base.as_dict(who), "still_scenes": []}
-    halves = []
-    for half in range(2):
-        scene, parts = faces.scenes(who, rng), []
-        pose = faces.poses(PEOPLE, rng)
-        for start in range(0, PEOPLE, 256):
-            part = slice(start, start + 256)
-            drawn = _draw(faces.select(who, part), faces.select(scene, part), faces.select(pose, part), model.SIZE)
-            parts.append(base.to_latents(vae, drawn[:, None])[:, :, 0])
-        halves.append(torch.cat(parts))
-        stored["still_scenes"].append(base.as_dict(scene))
-        print(f"stills {half + 1}/2", flush=True)
-    stored["stills"] = torch.stack(halves, 1)
+    who = faces.people(PEOPLE, generator("base"))
     filmed = faces.select(who, slice(0, FILMED))
-    scene = faces.scenes(filmed, rng)
-    motions, latents = [], []
-    for start in range(0, FILMED, 64):
-        part = slice(start, start + 64)
-        drawn = clips(faces.select(filmed, part), rng, scene=faces.select(scene, part))
+    for number, (name, make) in enumerate((("stills", _stills), ("clips", _clips), ("portraits", _portraits))):
+        if part in (name, "all"):
+            stored = make(run, base.load_vae(run), who if name == "stills" else filmed, generator("base", number + 1))
+            torch.save({"who": base.as_dict(who), **stored}, run / f"{name}.partial")
+            (run / f"{name}.partial").replace(run / f"{name}.pt")
+
+
+def _stills(_: Path, vae: Any, who: People, rng: torch.Generator) -> dict[str, Any]:
+    from lynx_video.nano.recipe import base
+    from lynx_video.nano.recipe.vae import flat
+
+    halves, drawn_scenes = [], []
+    for half in range(2):
+        scene, pose, parts = faces.scenes(who, rng), faces.poses(len(who), rng), []
+        for start in range(0, len(who), 250):
+            part = slice(start, start + 250)
+            drawn = _draw(faces.select(who, part), faces.select(scene, part), faces.select(pose, part), model.SIZE)
+            with flat(vae):
+                parts.append(base.to_latents(vae, drawn[:, None])[:, :, 0])
+        halves.append(torch.cat(parts))
+        drawn_scenes.append(base.as_dict(scene))
+        print(f"stills {half + 1}/2", flush=True)
+    return {"stills": torch.stack(halves, 1), "still_scenes": drawn_scenes}
+
+
+def _clips(_: Path, vae: Any, who: People, rng: torch.Generator) -> dict[str, Any]:
+    from lynx_video.nano.recipe import base
+
+    scene, motions, latents = faces.scenes(who, rng), [], []
+    for start in range(0, len(who), 50):
+        part = slice(start, start + 50)
+        drawn = clips(faces.select(who, part), rng, scene=faces.select(scene, part))
         latents.append(base.to_latents(vae, drawn.frames))
         motions.append(drawn.motion)
-        if start % 1024 == 0:
-            print(f"clips {start}/{FILMED}", flush=True)
-    stored |= {"clips": torch.cat(latents), "motion": torch.cat(motions), "clip_scenes": base.as_dict(scene)}
-    stored |= _portraits(run, vae, filmed, rng)
-    torch.save(stored, run / "world.partial")
-    (run / "world.partial").replace(run / "world.pt")
+        if start % 1000 == 0:
+            print(f"clips {start}/{len(who)}", flush=True)
+    return {"clips": torch.cat(latents), "motion": torch.cat(motions), "clip_scenes": base.as_dict(scene)}
 
 
-def _portraits(run: Path, vae: Any, who: People, rng: torch.Generator) -> dict[str, Tensor]:
+def _portraits(run: Path, vae: Any, who: People, rng: torch.Generator) -> dict[str, Any]:
     """Reference latents and face vectors from portraits at 128 px, cropped as the product crops them."""
     import numpy as np
 

@@ -7,6 +7,7 @@ architecture, another seed.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from lynx_video.nano.vision import CANVAS, STRIDE, DetectorNet, JudgeNet, cell_c
 
 ENCODER = Schedule(steps=220, learning_rate=2e-3)
 JUDGE = Schedule(steps=500, learning_rate=2e-3)
-DETECTOR = Schedule(steps=1500, learning_rate=2e-3)
+DETECTOR = Schedule(steps=3500, learning_rate=2e-3)
 PAIRS = 64
 VIEWS = 4
 TRAITS = ("skin", "hair", "style", "shape", "eyes", "glasses", "frame", "beard", "brows")
@@ -174,7 +175,7 @@ def _judge(run: Path) -> nn.Module:
 def _detector(run: Path) -> nn.Module:
     model = DetectorNet()
     rng = data.generator("detector")
-    pool = [_scene(rng) for _ in range(6000)]
+    pool = [_scene(rng) for _ in range(9000)]
     pictures = torch.stack([picture for picture, _, _ in pool])
     targets = [(boxes, points) for _, boxes, points in pool]
     centres = cell_centres()
@@ -233,6 +234,9 @@ def _scene(rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     count = 1 if kind < 0.75 else 2 if kind < 0.9 else 3
     who = faces.people(count, rng)
     scene, pose = faces.scenes(who, rng), faces.poses(count, rng, spread=1.4)
+    pose = dataclasses.replace(pose, smile=torch.rand(count, generator=rng) * 2 - 0.5)
+    tilt = torch.where(torch.rand(count, generator=rng) < 0.3, torch.randn(count, generator=rng) * 0.3, 0.0)
+    pose = dataclasses.replace(pose, roll=pose.roll + tilt)
     widths = [CANVAS // count] * (count - 1) + [CANVAS - CANVAS // count * (count - 1)]
     canvas, boxes, points = torch.zeros(3, CANVAS, CANVAS), [], []
     left = 0

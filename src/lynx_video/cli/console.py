@@ -1,0 +1,74 @@
+"""What a person at a terminal sees: notes and progress on stderr, results on stdout, and no chatter of the libraries below."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lynx_video.pipeline.denoise import Step
+
+
+@dataclass(kw_only=True, slots=True)
+class Console:
+    """Where a command speaks. quiet: results only. as_json: results as one JSON object, and no notes either."""
+
+    quiet: bool = False
+    as_json: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing but the result is wanted."""
+        return self.quiet or self.as_json
+
+    def note(self, text: str) -> None:
+        """A line about what goes on."""
+        if not self.silent:
+            print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """A line about something that may spoil the result; kept for the JSON object too."""
+        self.warnings.append(text)
+        self.note(f"warning: {text}")
+
+    def result(self, line: str, facts: Mapping[str, Any]) -> None:
+        """The result: `line` for people, `facts` (plain JSON values) for programs."""
+        print(json.dumps({**facts, "warnings": self.warnings}) if self.as_json else line, flush=True)
+
+    @contextmanager
+    def steps(self) -> Iterator[Callable[[Step], None]]:
+        """A step callback that draws a bar with the time left; the bar appears with the first step."""
+        from tqdm import tqdm
+
+        bars: list[Any] = []
+
+        def on_step(step: Step) -> None:
+            if not bars:
+                bars.append(tqdm(total=step.total, desc="denoising", unit="step", file=sys.stderr, disable=self.silent))
+            bars[0].update(step.number - bars[0].n)
+
+        try:
+            yield on_step
+        finally:
+            for bar in bars:
+                bar.close()
+
+
+def hush_libraries() -> None:
+    """Keep log lines and loading bars of diffusers and transformers off the terminal; what matters of them is an error of ours."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def one_line(text: object) -> str:
+    """A text without line breaks."""
+    return " ".join(str(text).split())

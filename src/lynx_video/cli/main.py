@@ -1,0 +1,80 @@
+"""The entry point: the commands, and how an error ends one.
+
+Every error is one sentence on stderr and an exit code: 1 failed, 2 bad request, 3 refused by the safety gate, 130 interrupted.
+LYNX_VIDEO_DEBUG=1 adds the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from lynx_video import __version__
+from lynx_video.cli.console import one_line
+from lynx_video.cli.demo import demo
+from lynx_video.cli.doctor import doctor
+from lynx_video.cli.download import download
+from lynx_video.cli.enroll import enroll
+from lynx_video.cli.faces import faces
+from lynx_video.cli.generate import generate
+from lynx_video.errors import LynxError
+
+SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+    # the reference's snake_case; click hands over names of options and words of choices, never paths or texts
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+}
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(__version__, prog_name="lynx-video")
+def commands() -> None:
+    """Video of a real person from one photo."""
+
+
+for _command in (generate, demo, faces, enroll, download, doctor):
+    commands.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line (by default the process's own) and end the process with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; its exit code."""
+    try:
+        code = commands.main(list(arguments) if arguments is not None else None, "lynx-video", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except LynxError as error:
+        return _end(one_line(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        return _end(one_line(error.format_message()), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return _end("interrupted; nothing half-written is left.", 130)
+    except BrokenPipeError:  # whoever read stdout has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _end("out of memory; try fewer frames or a smaller size.", 1)
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+            return _end("out of GPU memory; try --idle-models free, fewer frames or a smaller size.", 1)
+        return _end(
+            f"internal error: {type(error).__name__}: {one_line(error)} (LYNX_VIDEO_DEBUG=1 shows the traceback)", 1, prefix=""
+        )
+
+
+def _end(sentence: str, code: int, prefix: str = "error: ") -> int:
+    if os.environ.get("LYNX_VIDEO_DEBUG", "") not in ("", "0"):
+        traceback.print_exc()
+    print(f"{prefix}{sentence}", file=sys.stderr, flush=True)
+    return code

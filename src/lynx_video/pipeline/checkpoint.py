@@ -1,0 +1,133 @@
+"""A base model on disk or on the hub, in the diffusers layout: what its configurations say, whether its files are whole, its
+weights, and a hash to know it by.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lynx_video.errors import BadWeights, LynxError, MissingDependency
+
+if TYPE_CHECKING:
+    import torch
+
+    from lynx_video.adapters.weights import BaseShape
+
+
+def base_shape(base: str) -> BaseShape:
+    """Width, heads and blocks of a base, from its transformer's config alone. Raises BadWeights if it is no text-to-video Wan."""
+    from lynx_video.adapters.weights import BaseShape
+
+    config = base_config(base, "transformer")
+    if config.get("_class_name") != "WanTransformer3DModel":
+        raise BadWeights(f"{base}: transformer/config.json is of {config.get('_class_name')}, expected WanTransformer3DModel.")
+    if config.get("image_dim") or config.get("added_kv_proj_dim"):
+        raise BadWeights(f"{base} is an image-to-video model; Lynx needs a text-to-video base such as Wan2.1-T2V-14B.")
+    try:
+        heads, width = int(config["num_attention_heads"]), int(config["attention_head_dim"])
+        return BaseShape(width=heads * width, heads=heads, blocks=int(config["num_layers"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadWeights(f"{base}: transformer/config.json lacks a usable {error}; download the base again.") from error
+
+
+def base_config(base: str, part: str) -> dict[str, Any]:
+    """The configuration of a part (`transformer`, `vae`). Raises BadWeights where there is none."""
+    if Path(base).exists() or base.startswith((".", "/", "~", "models")) or base.count("/") != 1:
+        file = Path(base) / part / "config.json"
+        if not file.is_file():
+            raise BadWeights(
+                f"{file} is not there: {base} is not a base model in the diffusers layout; `lynx-video download base` fetches it."
+            )
+        try:
+            config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadWeights(f"{file} can't be read as JSON ({error}); download the base again.") from error
+        return config
+    from diffusers import WanTransformer3DModel
+
+    try:
+        return dict(WanTransformer3DModel.load_config(base, subfolder=part))
+    except (OSError, ValueError) as error:
+        raise LynxError(f"the base {base} can't be fetched from the hub ({_first_line(error)}).") from error
+
+
+def check_base_files(base: str) -> None:
+    """Refuse a local base of which a weights file is missing or cut, from the headers; a hub id is left to the hub."""
+    from lynx_video.adapters.weights import read_header
+
+    if not Path(base).is_dir():
+        return
+    for part in ("text_encoder", "vae", "transformer"):
+        folder = Path(base) / part
+        files = set(folder.glob("*.safetensors"))
+        for index in folder.glob("*.safetensors.index.json"):
+            try:
+                files |= {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise BadWeights(f"{index} can't be read as an index of shards ({error}).") from error
+        if not files and not any(folder.glob("*.bin")):
+            raise BadWeights(f"{folder}: no weights there; `lynx-video download base` fetches the base.")
+        for file in sorted(files):
+            read_header(file)
+
+
+def load_base(base: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """Tokenizer, text encoder, VAE, transformer and scheduler, frozen, in evaluation mode. Raises BadWeights naming the part."""
+    import torch
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    # half precision overflows in the VAE; bfloat16 is what the reference decodes in
+    vae_dtype = torch.float32 if dtype == torch.float16 else dtype
+    loaders: dict[str, Callable[[], Any]] = {
+        "tokenizer": lambda: AutoTokenizer.from_pretrained(base, subfolder="tokenizer"),
+        "text_encoder": lambda: UMT5EncoderModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype).to(device).eval(),
+        "vae": lambda: AutoencoderKLWan.from_pretrained(base, subfolder="vae", torch_dtype=vae_dtype).to(device).eval(),
+        "transformer": lambda: (
+            WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=dtype).to(device).eval()
+        ),
+        "scheduler": lambda: UniPCMultistepScheduler.from_pretrained(base, subfolder="scheduler"),
+    }
+    loaded: dict[str, Any] = {}
+    for part, loader in loaders.items():
+        try:
+            loaded[part] = loader()
+        except ImportError as error:
+            raise MissingDependency(f"{part} of {base} can't be loaded: {_first_line(error)}.") from error
+        except Exception as error:  # noqa: BLE001 (these libraries raise anything for a broken file)
+            raise BadWeights(f"{Path(base) / part} can't be loaded ({_first_line(error)}); download the base again.") from error
+        if part not in ("tokenizer", "scheduler"):
+            loaded[part].requires_grad_(False)
+    return loaded
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")[:300]
+
+
+def base_fingerprint(base: str) -> str:
+    """Hash of a base's transformer, VAE and text encoder weights; a hub id stands for itself."""
+    folder = Path(base)
+    if not folder.is_dir():
+        return f"hub:{base}"
+    found = [file for part in ("transformer", "vae", "text_encoder") for file in sorted((folder / part).glob("*.safetensors"))]
+    return fingerprint(found)
+
+
+def fingerprint(files: Sequence[Path]) -> str:
+    """sha256 over each file's size and 16 blocks of 64 KiB spread over it: fast on 60 GB, and no two real weights share it."""
+    import hashlib
+
+    digest, block = hashlib.sha256(), 65_536
+    for file in files:
+        size = file.stat().st_size
+        digest.update(str(size).encode())
+        with file.open("rb") as handle:
+            for i in range(16):
+                handle.seek(max(0, (size - block) * i // 15))
+                digest.update(handle.read(block))
+    return digest.hexdigest()
