@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lynx_video.config import GenerateConfig
     from lynx_video.pipeline.diffusers_api import LynxPipeline
-    from lynx_video.pipeline.generate import GenerateConfig, generate
+    from lynx_video.pipeline.generate import generate
     from lynx_video.pipeline.load import load
 
 _HOMES = {
     "load": "lynx_video.pipeline.load",
     "generate": "lynx_video.pipeline.generate",
-    "GenerateConfig": "lynx_video.pipeline.generate",
+    "GenerateConfig": "lynx_video.config",
     "LynxPipeline": "lynx_video.pipeline.diffusers_api",
 }
 __all__ = ["GenerateConfig", "LynxPipeline", "__version__", "generate", "load"]

@@ -159,8 +159,9 @@ def test_an_exception_leaves_nothing_in_scope(adapter, video, plain, memory):
 
 def test_a_block_that_does_not_exist(adapter, memory):
     for bad in ({4}, {-1}):
-        with pytest.raises(BadRequest, match="the base has blocks 0 to 3"), adapter.using(
-            memory, reference=Influence(blocks=frozenset(bad))
+        with (
+            pytest.raises(BadRequest, match="the base has blocks 0 to 3"),
+            adapter.using(memory, reference=Influence(blocks=frozenset(bad))),
         ):
             pass
     assert all(p.memory is None for p in adapter.transformer.attn_processors.values())
@@ -170,7 +171,9 @@ def test_the_state_dict_stays_the_stock_one(adapter, stock_transformer, dtype):
     assert adapter.transformer.state_dict().keys() == stock_transformer(dtype).state_dict().keys()
 
 
-@pytest.mark.parametrize(("setting", "word"), [({"start": 0.6, "stop": 0.5}, "window"), ({"stop": 1.5}, "window"), ({"scale": 99}, "scale")])
+@pytest.mark.parametrize(
+    ("setting", "word"), [({"start": 0.6, "stop": 0.5}, "window"), ({"stop": 1.5}, "window"), ({"scale": 99}, "scale")]
+)
 def test_influences_that_cannot_be(setting, word):
     with pytest.raises(BadRequest, match=word):
         Influence(**setting)

@@ -106,7 +106,9 @@ def test_repacked_names(arm, one_file, tmp_path):
 def test_repacked_lite_on_the_wrong_blocks(tmp_path):
     shutil.copy(GOLDEN / "lynx_lite" / "resampler.safetensors", tmp_path)
     tensors = load_file(GOLDEN / "lynx_lite" / "ip_layers.safetensors")
-    save_file({f"blocks.{key[0]}.cross_attn.ip_adapter.{key[2:]}": t for key, t in tensors.items()}, tmp_path / "ip.safetensors")
+    save_file(
+        {f"blocks.{key[0]}.cross_attn.ip_adapter.{key[2:]}": t for key, t in tensors.items()}, tmp_path / "ip.safetensors"
+    )
     refused([tmp_path], "ip.safetensors", "'blocks.2.cross_attn.ip_adapter.to_k_ip.weight' is missing")
 
 
@@ -133,7 +135,8 @@ def test_the_real_layout_from_headers_alone(arm, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arm", "file"), [("full", "resampler"), ("full", "ip_layers"), ("full", "ref_layers"), ("lite", "resampler"), ("lite", "ip_layers")]
+    ("arm", "file"),
+    [("full", "resampler"), ("full", "ip_layers"), ("full", "ref_layers"), ("lite", "resampler"), ("lite", "ip_layers")],
 )
 def test_a_missing_file(arm, file, folder):
     where = folder(arm)

@@ -107,7 +107,9 @@ class Adapter(nn.Module):
             raise BadRequest(f"the adapter is made for a base of {self.config.heads} heads, this transformer has {heads}.")
         last = max((*self.config.identity_blocks, *self.config.reference_blocks), default=0)
         if last >= len(transformer.blocks):
-            raise BadRequest(f"the adapter has weights for block {last}, this transformer has {len(transformer.blocks)} blocks.")
+            raise BadRequest(
+                f"the adapter has weights for block {last}, this transformer has {len(transformer.blocks)} blocks."
+            )
         if any(block.attn2.add_k_proj is not None for block in transformer.blocks):
             raise BadRequest("the transformer is an image-to-video model; the adapters need a text-to-video base.")
         for block in transformer.blocks:
@@ -171,6 +173,7 @@ class Adapter(nn.Module):
         found: dict[int, KeysValues] = {}
         for i, x in tokens.items():
             projection, attn = layers[str(i)], getattr(self.transformer.blocks[i], attention)
+            assert isinstance(projection, Projection)
             found[i] = projection(x.to(projection.to_k.weight), attn.norm_k, self.config.heads)
         return found
 

@@ -31,7 +31,8 @@ class Memory:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Memory:
         """The same memory on another device or in another dtype."""
         return Memory(
-            identity=_map(self.identity, lambda t: t.to(device, dtype)), reference=_map(self.reference, lambda t: t.to(device, dtype))
+            identity=_map(self.identity, lambda t: t.to(device, dtype)),
+            reference=_map(self.reference, lambda t: t.to(device, dtype)),
         )
 
     def tensors(self) -> dict[str, Tensor]:

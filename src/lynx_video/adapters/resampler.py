@@ -78,8 +78,8 @@ class Resampler(nn.Module):
         tokens = self.proj_in(face)[:, None]
         queries = self.latents.expand(face.shape[0], -1, -1)
         for layer in self.layers:
-            attention, feed_forward = layer  # type: ignore[misc]
-            queries = attention(tokens, queries) + queries
-            queries = feed_forward(queries) + queries
+            assert isinstance(layer, nn.ModuleList)
+            queries = layer[0](tokens, queries) + queries
+            queries = layer[1](queries) + queries
         out: Tensor = self.norm_out(self.proj_out(queries))
         return out

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OFFICIAL_FILES = {"resampler": "resampler.safetensors", "identity": "ip_layers.safetensors", "reference": "ref_layers.safetensors"}
+OFFICIAL_FILES = {
+    "resampler": "resampler.safetensors",
+    "identity": "ip_layers.safetensors",
+    "reference": "ref_layers.safetensors",
+}
 # (part, official name within its file, our name); {e} is the entry in the official file, {b} the block
 _TABLE = (
     ("identity", "{e}.to_k_ip.weight", "identity.{b}.to_k.weight"),
@@ -88,7 +92,8 @@ def inspect(paths: Sequence[Path], base: BaseShape, parts: frozenset[str] | None
     if not wanted:
         raise BadWeights(f"{where}: no adapter weights found; expected {', '.join(OFFICIAL_FILES.values())}.")
     tensors: dict[str, Stored] = {}
-    arm, resampler, identity, identity_blocks = "full", None, None, ()
+    arm, resampler, identity = "full", None, None
+    identity_blocks: tuple[int, ...] = ()
     if "identity" in wanted:
         for part in ("resampler", "identity"):
             if not found.get(part):
@@ -249,9 +254,7 @@ def _check_resampler(found: dict[str, Stored], tensors: dict[str, Stored]) -> Re
             raise BadWeights(f"{found[key]} has shape {list(found[key].shape)}; expected {dimensions} dimensions.")
     latents, face, output, query = (found[key].shape for key in needed)
     depth = 1 + max(int(name.split(".")[1]) for name in found if name.startswith("layers."))
-    config = ResamplerConfig(
-        depth=depth, width=latents[2], queries=latents[1], output=output[0], face=face[1], inner=query[0]
-    )
+    config = ResamplerConfig(depth=depth, width=latents[2], queries=latents[1], output=output[0], face=face[1], inner=query[0])
     if config.face != 512:
         raise BadWeights(f"{found['proj_in.weight']} takes face vectors of {config.face}; the face encoder gives 512.")
     with torch.device("meta"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ class Console:
         def on_step(step: Step) -> None:
             if not bars:
                 bars.append(tqdm(total=step.total, desc="denoising", unit="step", file=sys.stderr, disable=self.silent))
+                bars[0].start_t = time.time() - step.seconds  # the first step counts for the time left, too
             bars[0].update(step.number - bars[0].n)
 
         try:

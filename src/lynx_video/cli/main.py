@@ -56,6 +56,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
+    except (click.NoSuchOption, click.exceptions.NoSuchCommand) as error:
+        return _end(_nearest(error), 2)
     except click.ClickException as error:
         return _end(one_line(error.format_message()), 2)
     except (click.Abort, KeyboardInterrupt):
@@ -65,12 +67,19 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return 1
     except MemoryError:
         return _end("out of memory; try fewer frames or a smaller size.", 1)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the last resort: one sentence instead of a traceback)
         if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
             return _end("out of GPU memory; try --idle-models free, fewer frames or a smaller size.", 1)
         return _end(
             f"internal error: {type(error).__name__}: {one_line(error)} (LYNX_VIDEO_DEBUG=1 shows the traceback)", 1, prefix=""
         )
+
+
+def _nearest(error: click.NoSuchOption | click.exceptions.NoSuchCommand) -> str:
+    what, name = ("option", error.option_name) if isinstance(error, click.NoSuchOption) else ("command", error.command_name)
+    if error.possibilities:
+        return f"no such {what} {name}; did you mean {error.possibilities[0]}?"
+    return f"no such {what} {name}; --help lists what there is."
 
 
 def _end(sentence: str, code: int, prefix: str = "error: ") -> int:

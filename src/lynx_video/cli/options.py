@@ -20,7 +20,7 @@ import click
 Command = Callable[..., None]
 
 
-class Blocks(click.ParamType):
+class Blocks(click.ParamType[Any]):
     """Block numbers as `0-9,20`: a frozenset of int."""
 
     name = "blocks"
@@ -38,7 +38,7 @@ class Blocks(click.ParamType):
         return frozenset(found)
 
 
-class NumberOr(click.ParamType):
+class NumberOr(click.ParamType[Any]):
     """A number, or one of some words."""
 
     name = "number"
@@ -114,7 +114,9 @@ def _option(one: Field[Any], hint: Any, text: str) -> Callable[[Command], Comman
 
 def _type(hint: Any) -> Any:
     """The click type of an annotation; None in it only means that the option may be left out."""
-    parts = [part for part in get_args(hint) if part is not type(None)] if get_origin(hint) in (Union, types.UnionType) else [hint]
+    parts = (
+        [part for part in get_args(hint) if part is not type(None)] if get_origin(hint) in (Union, types.UnionType) else [hint]
+    )
     words = tuple(word for part in parts if get_origin(part) is Literal for word in get_args(part))
     if words:
         return NumberOr(words) if float in parts else click.Choice(words)

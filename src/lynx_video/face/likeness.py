@@ -13,6 +13,8 @@ from lynx_video.face.align import arcface_crop
 from lynx_video.face.detect import Detector, find_faces
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from lynx_video.types import Picture, Video
 
 Recogniser = Callable[[Tensor], Tensor]
@@ -34,6 +36,6 @@ def likeness(frames: Video, portrait: Picture, detector: Detector, recogniser: R
     return Likeness(float((vectors[1:] @ vectors[0]).mean()), len(crops) / len(frames))
 
 
-def signed(crops: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def signed(crops: NDArray[np.uint8]) -> Tensor:
     """Crops [B, H, W, 3] uint8 -> [B, 3, H, W] float32 in [-1, 1]."""
     return torch.tensor(crops).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -22,9 +22,7 @@ CANVAS, STRIDE = 128, 8
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(8, outputs), nn.SiLU(inplace=True)
-    )
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.GroupNorm(8, outputs), nn.SiLU(inplace=True))
 
 
 class DetectorNet(nn.Module):
@@ -106,7 +104,13 @@ class JudgeNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.AvgPool2d(2), _block(3, 32), _block(32, 48, 2), _block(48, 64), _block(64, 96, 2), _block(96, 96), _block(96, 128, 2)
+            nn.AvgPool2d(2),
+            _block(3, 32),
+            _block(32, 48, 2),
+            _block(48, 64),
+            _block(64, 96, 2),
+            _block(96, 96),
+            _block(96, 128, 2),
         )
         self.head = nn.Linear(128 * 7 * 7, 128)
 

@@ -42,9 +42,11 @@ def base_config(base: str, part: str) -> dict[str, Any]:
                 f"{file} is not there: {base} is not a base model in the diffusers layout; `lynx-video download base` fetches it."
             )
         try:
-            config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            config = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise BadWeights(f"{file} can't be read as JSON ({error}); download the base again.") from error
+        if not isinstance(config, dict):
+            raise BadWeights(f"{file} holds no JSON object; download the base again.")
         return config
     from diffusers import WanTransformer3DModel
 

@@ -92,7 +92,8 @@ def reference_latents(vae: Any, crop: Picture | None, size: int, seed: int | Non
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(seed), dtype=posterior.mean.dtype)
         latents = posterior.mean + posterior.std * noise.to(posterior.mean.device)
     mean, std = latent_statistics(vae, latents.device)
-    return (latents.float() - mean) / std
+    normalised: Tensor = (latents.float() - mean) / std
+    return normalised
 
 
 @torch.no_grad()
@@ -102,4 +103,5 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     mean, std = latent_statistics(vae, latents.device)
     raw = (latents * std + mean).to(parameter.device, parameter.dtype)
     video = vae.decode(raw, return_dict=False)[0][0]
-    return ((video.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 3, 0).cpu()
+    frames: Tensor = ((video.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 3, 0).cpu()
+    return frames

@@ -69,7 +69,9 @@ def denoise(
         for one in table:
             text = texts[one.text]
             model_input = latents.to(text.embeddings.dtype)
-            with adapter.using(memories.get(one.who), text=text, identity=identity.at(progress), reference=reference.at(progress)):
+            with adapter.using(
+                memories.get(one.who), text=text, identity=identity.at(progress), reference=reference.at(progress)
+            ):
                 # the text projections are in memory: the transformer itself only needs the dtype and one token to embed
                 predicted = transformer(model_input, t.expand(len(latents)), text.embeddings[:, :1], return_dict=False)[0]
             velocity += one.weight * predicted.float()

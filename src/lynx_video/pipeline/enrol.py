@@ -87,10 +87,15 @@ def load_enrolment(path: str | Path) -> Enrolment:
             if about.get("format") != FORMAT:
                 raise BadWeights(f"{path} is a safetensors file but no identity file; `lynx-video enroll` writes one.")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+        return _enrolment(about, tensors)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         if isinstance(error, BadWeights):
             raise
-        raise BadWeights(f"{path} is not a complete identity file ({error}); enroll the portrait again.") from error
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise BadWeights(f"{path} is not a complete identity file ({what}); enroll the portrait again.") from error
+
+
+def _enrolment(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Enrolment:
     memories: dict[str, dict[str, torch.Tensor]] = {"person": {}, "nobody": {}}
     for key, tensor in tensors.items():
         who, _, name = key.partition(".")

@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,7 +176,8 @@ def remember(
     adapter, size = components.adapter, components.defaults.reference_size
     with_reference = "reference" in parts and bool(adapter.config.reference_blocks)
     with_identity = "identity" in parts and adapter.resampler is not None
-    text, latents = None, {"person": None, "nobody": None}
+    text: Tensor | None = None
+    latents: dict[str, Tensor | None] = {"person": None, "nobody": None}
     if with_reference:
         if identity.crop is None:
             raise BadRequest("the reference adapter needs the reference crop, which this identity has not; say --ref-scale 0.")
@@ -202,18 +203,17 @@ def remember(
 def _memories(
     components: Components, identity: Identity, enrolment: Enrolment | None, config: GenerateConfig, chosen: Plan
 ) -> dict[str, Memory]:
-    if enrolment is not None and config.reference_latent != "sample":
+    if enrolment is not None:
         memories = usable_memories(components, enrolment)
-        if memories is not None:
+        if memories is None:
+            # another encoder may have made the embedding: take it from the crop that both share
+            assert identity.aligned is not None
+            embedding = components.faces.encoder()(signed(identity.aligned[None]))[0].float().cpu()
+            identity = replace(identity, embedding=embedding)
+        elif config.reference_latent != "sample":
             return {who: memory.to(components.device, components.dtype) for who, memory in memories.items()}
-        # another encoder may have made the embedding: take it from the crop that both share
-        assert identity.aligned is not None
-        embedding = components.faces.encoder()(signed(identity.aligned[None]))[0].float().cpu()
-        identity = Identity(
-            embedding=embedding, crop=identity.crop, aligned=identity.aligned, portrait_hash=identity.portrait_hash
-        )
-    elif enrolment is not None and not components.adapter_hash:
-        raise BadRequest("a sampled reference latent needs the adapter's weights: name them with --adapter-path.")
+        elif not components.adapter_hash:
+            raise BadRequest("a sampled reference latent needs the adapter's weights: name them with --adapter-path.")
     sampled = config.reference_latent == "sample" or (config.reference_latent is None and enrolment is None)
     parts = {name for name, used in (("identity", chosen.identity), ("reference", chosen.reference)) if used.scale != 0}
     return remember(
@@ -244,7 +244,9 @@ def _texts(components: Components, prompt: str, chosen: Plan, config: GenerateCo
 
 def _embed(components: Components, text: str) -> Tensor:
     if components.text_encoder is None:
-        raise LynxError("the text encoder was freed after an earlier generation; load the model again, or use idle_models='offload'.")
+        raise LynxError(
+            "the text encoder was freed after an earlier generation; load the model again, or use idle_models='offload'."
+        )
     return condition.encode_prompt(
         components.tokenizer, components.text_encoder, text, components.defaults.max_sequence_length
     ).to(components.device, components.dtype)
@@ -256,9 +258,11 @@ def _on_device(components: Components, name: str, idle: str) -> Iterator[None]:
     module = getattr(components, name)
     if module is not None and idle != "keep":
         module.to(components.device)
-    yield
-    if module is not None and idle != "keep":
-        module.to("cpu")
+    try:
+        yield
+    finally:
+        if module is not None and idle != "keep":
+            module.to("cpu")
 
 
 def _check_blocks(flag: str, influence: Influence, count: int) -> None:
@@ -281,9 +285,7 @@ def make_scheduler(scheduler: Any, config: GenerateConfig) -> Any:
     return UniPCMultistepScheduler.from_config(scheduler.config, flow_shift=shift)
 
 
-def _settings(
-    components: Components, identity: Identity, prompt: str, config: GenerateConfig, chosen: Plan
-) -> dict[str, Any]:
+def _settings(components: Components, identity: Identity, prompt: str, config: GenerateConfig, chosen: Plan) -> dict[str, Any]:
     import diffusers
 
     said = {name: sorted(v) if isinstance(v, frozenset) else v for name, v in asdict(config).items()}

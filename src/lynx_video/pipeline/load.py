@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_video.config import FULL, LITE, Defaults
-from lynx_video.errors import BadRequest, BadWeights
+from lynx_video.errors import BadRequest, BadWeights, MissingDependency
 from lynx_video.pipeline.checkpoint import base_config, base_fingerprint, base_shape, check_base_files, fingerprint, load_base
 
 if TYPE_CHECKING:
@@ -133,11 +133,21 @@ def _nano_faces(_: Path) -> FaceModels:
     from lynx_video.nano.vision import Judge, NanoDetector
 
     return FaceModels(
-        detector=functools.cache(lambda: NanoDetector(NANO / "face" / "detector.safetensors")),
-        encoder=functools.cache(lambda: load_arcface(NANO / "face" / "encoder.safetensors")),
-        judge=functools.cache(lambda: Judge(NANO / "face" / "judge.safetensors")),
+        detector=functools.cache(lambda: NanoDetector(_nano_file("face/detector.safetensors"))),
+        encoder=functools.cache(lambda: load_arcface(_nano_file("face/encoder.safetensors"))),
+        judge=functools.cache(lambda: Judge(_nano_file("face/judge.safetensors"))),
         judge_name="nano judge",
     )
+
+
+def _nano_file(name: str) -> Path:
+    """A file of the weights that ship with the package. Raises MissingDependency if it came without."""
+    file = NANO / name
+    if not file.is_file():
+        raise MissingDependency(
+            f"{file} is not there: the package came without nano's weights; install it again, or `make nano`."
+        )
+    return file
 
 
 def photograph_faces(
@@ -229,6 +239,8 @@ def survey(
     else:
         # another base has nothing to do with the settings that lie beside the model's own adapter
         paths = [Path(_under(spec.adapter, models))] if with_adapter or base is None else []
+    if base_name == str(NANO / "base"):
+        _nano_file("base/transformer/config.json")
     shape = base_shape(base_name)
     transformer, vae = base_config(base_name, "transformer"), base_config(base_name, "vae")
     files = inspect(paths, shape, parts) if with_adapter else None

@@ -134,7 +134,9 @@ class _Session:
         noisy = flow.interpolate(clean, noise, timestep.view(-1, 1, 1, 1, 1)).to(torch.bfloat16)
         draw = torch.rand(count)
         if mode:
-            draw = torch.full((count,), {"none": 2.0, "identity": NOBODY, "reference": NOBODY + IDENTITY_ONLY, "both": 0.99}[mode])
+            draw = torch.full(
+                (count,), {"none": 2.0, "identity": NOBODY, "reference": NOBODY + IDENTITY_ONLY, "both": 0.99}[mode]
+            )
         nobody = draw < NOBODY
         no_reference = (draw >= NOBODY) & (draw < NOBODY + IDENTITY_ONLY)
         no_identity = (draw >= NOBODY + IDENTITY_ONLY) & (draw < NOBODY + IDENTITY_ONLY + REFERENCE_ONLY)
@@ -151,7 +153,7 @@ class _Session:
                 block.attn2.processor.scale = (~no_identity).to(torch.bfloat16).view(-1, 1, 1)
                 block.attn1.processor.scale = (~no_reference).to(torch.bfloat16).view(-1, 1, 1)
             predicted = transformer(noisy, timestep * flow.TIMESTEPS, embeddings, return_dict=False)[0]
-            loss = (predicted.float() - flow.velocity(clean, noise)).pow(2).mean((1, 2, 3, 4))
+            loss: Tensor = (predicted.float() - flow.velocity(clean, noise)).pow(2).mean((1, 2, 3, 4))
         return loss
 
     def _reference(self, index: Tensor, nobody: Tensor) -> dict[int, KeysValues]:
@@ -206,5 +208,5 @@ def _grey_latents(run: Path) -> Tensor:
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
     grey = torch.zeros(1, 3, 1, model.REFERENCE, model.REFERENCE)
-    return (vae.encode(grey).latent_dist.mean - mean) / std
-
+    latents: Tensor = (vae.encode(grey).latent_dist.mean - mean) / std
+    return latents

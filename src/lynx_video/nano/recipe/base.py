@@ -69,7 +69,8 @@ def train(run: Path, part: str = "all") -> None:
         which = torch.randint(2, (STILL_BATCH,))
         rng = random.Random(step)
         texts = [
-            _caption(world.who, world.still_scenes[w], i, None, rng) for i, w in zip(index.tolist(), which.tolist(), strict=True)
+            _caption(world.who, world.still_scenes[w], i, None, rng)
+            for i, w in zip(index.tolist(), which.tolist(), strict=True)
         ]
         return networks.loss(world.stills[index, which][:, :, None].float(), texts).mean()
 
@@ -133,7 +134,8 @@ class Networks(nn.Module):
         tokens = self.tokenizer(texts, padding="max_length", max_length=model.TEXT_TOKENS, truncation=True, return_tensors="pt")
         mask = tokens.attention_mask
         hidden: Tensor = self.text_encoder(input_ids=tokens.input_ids, attention_mask=mask).last_hidden_state
-        return hidden * mask[..., None].to(hidden.dtype)
+        embeddings: Tensor = hidden * mask[..., None].to(hidden.dtype)
+        return embeddings
 
     def loss(self, clean: Tensor, texts: list[str]) -> Tensor:
         """Flow matching loss per sample, [B]."""
@@ -141,7 +143,8 @@ class Networks(nn.Module):
         sigma = timestep.view(-1, 1, 1, 1, 1)
         noisy = flow.interpolate(clean, noise, sigma).to(self.transformer.dtype)
         predicted = self.transformer(noisy, timestep * flow.TIMESTEPS, self.encode(texts), return_dict=False)[0]
-        return (predicted.float() - flow.velocity(clean, noise)).pow(2).mean((1, 2, 3, 4))
+        loss: Tensor = (predicted.float() - flow.velocity(clean, noise)).pow(2).mean((1, 2, 3, 4))
+        return loss
 
     def save(self, run: Path) -> None:
         """Write both in the layout of the real ones."""
@@ -169,10 +172,10 @@ def to_latents(vae: Any, frames: Tensor) -> Tensor:
     std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
     with torch.autocast("cpu", torch.bfloat16):
         latents = vae.encode(data.to_signed(frames).transpose(1, 2)).latent_dist.mean
-    return ((latents.float() - mean) / std).to(torch.float16)
+    normalised: Tensor = ((latents.float() - mean) / std).to(torch.float16)
+    return normalised
 
 
 def as_dict(batch: People | Scenes) -> dict[str, Tensor]:
     """Its tensors by name, for torch.save."""
     return {name: getattr(batch, name) for name in batch.__slots__}
-

@@ -39,7 +39,8 @@ def train(run: Path, part: str = "all") -> None:
             torch.manual_seed({"encoder": 2, "judge": 3, "detector": 4}[name])
             module = function(run)
             weights = {
-                key: value.to(torch.float16) if value.is_floating_point() else value for key, value in module.state_dict().items()
+                key: value.to(torch.float16) if value.is_floating_point() else value
+                for key, value in module.state_dict().items()
             }
             save_file({key: value.contiguous() for key, value in weights.items()}, run / f"{name}.safetensors")
 
@@ -124,7 +125,8 @@ def _encoder(run: Path) -> nn.Module:
     def embed(pairs: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             out = model.encoder(pairs.flatten(0, 1).flip(1))  # BGR, as the real encoder is fed
-        return F.normalize(out.float(), dim=-1).unflatten(0, pairs.shape[:2])
+        vectors: Tensor = F.normalize(out.float(), dim=-1).unflatten(0, pairs.shape[:2])
+        return vectors
 
     def loss(_: int) -> Tensor:
         model.train()
@@ -161,8 +163,8 @@ def _judge(run: Path) -> nn.Module:
 
     def embed(pairs: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            out: Tensor = model(pairs.flatten(0, 1))
-        return out.unflatten(0, pairs.shape[:2])
+            out: Tensor = model(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
+        return out
 
     def report() -> str:
         with torch.no_grad():
@@ -211,7 +213,8 @@ def _detector(run: Path) -> nn.Module:
         focus = (out[:, 0].sigmoid() - wanted[:, 0]).detach().abs() ** 2
         chosen, aim = out.permute(0, 2, 3, 1)[inside], wanted.permute(0, 2, 3, 1)[inside]
         scale = (aim[:, 1:3] + aim[:, 3:5]).mean(1, keepdim=True).clamp(min=1)
-        return (score * focus).sum() / inside.sum() + 4 * ((chosen[:, 1:] - aim[:, 1:]).abs() / scale).mean()
+        off: Tensor = ((chosen[:, 1:] - aim[:, 1:]).abs() / scale).mean()
+        return (score * focus).sum() / inside.sum() + 4 * off
 
     def report() -> str:
         with torch.no_grad():

@@ -77,7 +77,8 @@ def _decode(vae: Any, latents: Tensor) -> Tensor:
         vae.clear_cache()
     video = torch.cat(frames, 2).float()
     # what diffusers' unpatchify does: channels (c, q, r), where r belongs to rows
-    return video.unflatten(1, (3, 2, 2)).permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+    pixels: Tensor = video.unflatten(1, (3, 2, 2)).permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+    return pixels
 
 
 def _loss(vae: Any, video: Tensor) -> Tensor:
@@ -101,7 +102,8 @@ def _psnr(vae: Any, frames: Tensor) -> float:
 @contextmanager
 def flat(vae: nn.Module) -> Iterator[None]:
     """Within it, single frames pass through causal convolutions as 2-D convolutions with the last temporal tap."""
-    changed = [m for m in vae.modules() if type(m).__name__ == "WanCausalConv3d" and m.stride[0] == 1]
+    convolutions: list[Any] = [m for m in vae.modules() if type(m).__name__ == "WanCausalConv3d"]
+    changed = [conv for conv in convolutions if conv.stride[0] == 1]
 
     def last_tap(conv: Any) -> Any:
         def forward(x: Tensor, cache_x: Tensor | None = None) -> Tensor:

@@ -1,0 +1,234 @@
+"""`lynx-video generate`: a clip from a portrait, or an identity file, and a prompt."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lynx_video.cli.console import Console, hush_libraries
+from lynx_video.cli.flags import FaceFlags, ModelFlags, OutputFlags, SubjectFlags
+from lynx_video.cli.models import read_face_record, sit, survey_model
+from lynx_video.cli.options import options
+from lynx_video.config import GenerateConfig
+from lynx_video.errors import BadOutput, BadRequest
+
+if TYPE_CHECKING:
+    from lynx_video.pipeline.enrol import Enrolment
+    from lynx_video.pipeline.load import Blueprint
+    from lynx_video.safety import SafetyChecker
+    from lynx_video.types import Clip, Identity
+
+REAL_WIDTH = 1536
+"""Hidden width from which a base draws real people (Wan2.1-T2V-1.3B has 1536) and `auto` insists on the safety checker."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """A clip and where it is. judge: who measured the similarity, empty if nobody."""
+
+    clip: Clip
+    output: Path
+    judge: str
+
+
+@click.command()
+@options(SubjectFlags, ModelFlags, GenerateConfig, FaceFlags, OutputFlags)
+def generate(subject: SubjectFlags, model: ModelFlags, config: GenerateConfig, face: FaceFlags, output: OutputFlags) -> None:
+    """Make a clip of a person doing what the prompt says.
+
+    \b
+    lynx-video generate --subject-image me.jpg --prompt "The person smiles." --model lynx-full
+    """
+    console = Console(quiet=output.quiet, as_json=output.json)
+    made = produce(subject, model, config, face, output, console)
+    clip = made.clip
+    facts: dict[str, Any] = {
+        "output": str(made.output),
+        "tensors": str(output.save_tensors) if output.save_tensors else None,
+        "model": model.model,
+        "seed": clip.seed,
+        "seconds": round(clip.seconds, 3),
+        "frames": len(clip.frames),
+        "fps": clip.fps,
+        "height": clip.frames.shape[1],
+        "width": clip.frames.shape[2],
+        "similarity": clip.similarity,
+        "coverage": clip.coverage,
+        "judge": made.judge or None,
+        "settings": clip.settings,
+    }
+    console.result(f"{made.output}: {likeness_words(made)}, seed {clip.seed}, {clip.seconds:.1f} s", facts)
+
+
+def produce(
+    subject: SubjectFlags,
+    model: ModelFlags,
+    config: GenerateConfig,
+    face: FaceFlags,
+    output: OutputFlags,
+    console: Console,
+) -> Made:
+    """Check everything that can be refused, then load, generate and write. Raises a LynxError, with nothing left behind."""
+    from lynx_video.media.video import check_output
+
+    source = _source(subject, face)
+    _check_name(output)
+    if output.output is not None:
+        check_output(output.output, output.overwrite)
+    if output.save_tensors is not None:
+        check_output(output.save_tensors, output.overwrite, extensions=("safetensors",))
+    if subject.subject_image is not None:
+        from lynx_video.media.image import read_picture
+
+        read_picture(subject.subject_image)
+    record = read_face_record(face)
+    prompt = _prompt(subject)
+
+    hush_libraries()
+    from lynx_video.pipeline.enrol import load_enrolment, usable_memories
+    from lynx_video.pipeline.generate import generate as make
+    from lynx_video.pipeline.generate import plan
+    from lynx_video.pipeline.load import assemble
+    from lynx_video.safety import check_frames
+
+    enrolment = load_enrolment(subject.identity) if subject.identity is not None else None
+    blueprint = survey_model(model, face, config, enrolment)
+    chosen = plan(blueprint, config)
+    stem = f"{output.name}-fr{chosen.num_frames}-s{config.seed}.{output.ext}"
+    target = output.output or output.output_dir / source.stem / stem
+    check_output(target, output.overwrite)
+    if enrolment is not None:
+        usable_memories(blueprint, enrolment)
+    checker, warnings = _safety(model, output, blueprint)
+    if checker is not None:
+        _check_portrait(checker, subject.subject_image, enrolment)
+    who: Identity | Enrolment
+    if enrolment is None:
+        size = blueprint.defaults.reference_size
+        who, _, found = sit(blueprint.faces, source, model, face, record=record, reference_size=size)
+        warnings += [f"{source}: {warning}" for warning in found]
+    else:
+        who = enrolment
+
+    console.note(f"model: {describe(model, blueprint)}")
+    for warning in warnings:
+        console.warn(warning)
+    components = assemble(blueprint)
+    with console.steps() as on_step:
+        clip = make(components, who, prompt, config, on_step=on_step)
+    if checker is not None:
+        check_frames(checker, clip.frames)
+    judge = blueprint.faces.judge_name if clip.coverage is not None else ""
+    _write(clip, target, output.save_tensors, {"model": model.model, "judge": judge})
+    return Made(clip=clip, output=target, judge=judge)
+
+
+def likeness_words(made: Made) -> str:
+    """How alike the clip's faces are to the portrait, for the result line."""
+    if made.clip.coverage is None:
+        return "similarity not measured"
+    if made.clip.similarity is None:
+        return "no face found in the frames"
+    return f"similarity {made.clip.similarity:.2f} ({made.judge}), a face in {made.clip.coverage:.0%} of the frames"
+
+
+def describe(model: ModelFlags, blueprint: Blueprint) -> str:
+    """Which model runs, in one line."""
+    adapter = ", ".join(model.adapter_path) or ("none (identity file)" if blueprint.files is None else "its own")
+    if model.base_model_path is not None or model.adapter_path:
+        return f"{model.base_model_path or blueprint.base_name}, adapter: {adapter} ({blueprint.arm})"
+    kind = (
+        "drawn people, toy size; --model lynx-full for photographs" if model.model.startswith("nano") else blueprint.base_name
+    )
+    return f"{model.model} ({kind})"
+
+
+def _source(subject: SubjectFlags, face: FaceFlags) -> Path:
+    """The file that says who."""
+    if (subject.subject_image is None) == (subject.identity is None):
+        raise BadRequest("say who: --subject-image PORTRAIT or --identity FILE, one of the two.")
+    if subject.identity is not None and (face.face_record is not None or face.face_index is not None):
+        raise BadRequest("--face-record and --face-index belong to a portrait; an identity file needs neither.")
+    source = subject.subject_image or subject.identity
+    assert source is not None
+    return source
+
+
+def _prompt(subject: SubjectFlags) -> str:
+    if (subject.prompt is None) == (subject.prompt_file is None):
+        raise BadRequest("say what the person does: --prompt TEXT or --prompt-file FILE, one of the two.")
+    from lynx_video.pipeline.condition import clean_prompt, read_prompt, read_prompt_file
+
+    if subject.prompt_file is not None:
+        return read_prompt_file(subject.prompt_file)
+    assert subject.prompt is not None
+    prompt = read_prompt(subject.prompt)
+    if prompt == subject.prompt and re.fullmatch(r"\S+\.txt", prompt.strip()):
+        raise BadRequest(f"the prompt file {prompt} is not there.")
+    if not clean_prompt(prompt):
+        raise BadRequest("the prompt is empty; say what the person should do.")
+    return prompt
+
+
+def _check_name(output: OutputFlags) -> None:
+    if not output.name or "/" in output.name or "\\" in output.name or "\0" in output.name:
+        raise BadOutput(f"--name {output.name!r} is no part of a file name; --output names a whole path.")
+
+
+def _safety(model: ModelFlags, output: OutputFlags, blueprint: Blueprint) -> tuple[SafetyChecker | None, list[str]]:
+    """The safety checker, None where none is asked for and none is needed; and a warning if a foreign base runs without."""
+    from lynx_video.pipeline.load import MODELS
+    from lynx_video.safety import resolve_safety
+
+    real = blueprint.shape.width >= REAL_WIDTH
+    own = model.base_model_path is None and not MODELS[model.model].needs_safety_checker
+    checker = resolve_safety(output.safety_checker, real and not own, model.models)
+    if checker is not None or own:
+        return checker, []
+    return None, [f"no safety checker looks at portrait and frames ({'switched off' if real else 'a toy base'})."]
+
+
+def _check_portrait(checker: SafetyChecker, portrait: Path | None, enrolment: Enrolment | None) -> None:
+    from lynx_video.media.image import read_picture
+    from lynx_video.safety import check_portrait
+
+    if portrait is not None:
+        check_portrait(checker, read_picture(portrait))
+    elif enrolment is not None:
+        crop = enrolment.identity.crop if enrolment.identity.crop is not None else enrolment.identity.aligned
+        if crop is not None:
+            check_portrait(checker, crop)
+
+
+def _write(clip: Clip, target: Path, tensors: Path | None, facts: dict[str, Any]) -> None:
+    """The clip, and its tensors if a file is named; both or neither."""
+    from contextlib import nullcontext
+
+    from lynx_video.media.draft import draft
+    from lynx_video.media.video import write_video
+
+    measured = {"similarity": clip.similarity, "coverage": clip.coverage, "seconds": round(clip.seconds, 3)}
+    with draft(tensors) if tensors is not None else nullcontext() as partial:
+        if partial is not None:
+            _save_tensors(partial, clip)
+        write_video(target, clip.frames, clip.fps, {**clip.settings, **facts, **measured})
+
+
+def _save_tensors(file: Path, clip: Clip) -> None:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {
+        "initial_latents": clip.initial_latents.contiguous(),
+        "latents": clip.latents.contiguous(),
+        "frames": torch.tensor(clip.frames).contiguous(),
+    }
+    try:
+        save_file(tensors, file)
+    except (OSError, SafetensorError) as error:
+        raise BadOutput(f"{file}: cannot be written ({error}).") from error

@@ -1,0 +1,120 @@
+"""From the shared options to a surveyed model and to the person in a portrait."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lynx_video.cli.flags import FaceFlags, ModelFlags
+from lynx_video.config import GenerateConfig
+from lynx_video.errors import BadRequest, BadWeights, NoFace
+
+if TYPE_CHECKING:
+    from lynx_video.face.record import FaceRecord
+    from lynx_video.pipeline.enrol import Enrolment
+    from lynx_video.pipeline.identify import Sitter
+    from lynx_video.pipeline.load import Blueprint, FaceModels
+
+
+def survey_model(
+    model: ModelFlags, face: FaceFlags, config: GenerateConfig | None = None, enrolment: Enrolment | None = None
+) -> Blueprint:
+    """The model that the options name, checked, no weight read; without the adapter parts that `config` switches off.
+
+    enrolment: an identity that brings its memories, so that the adapter is read only if its path is given or it is needed.
+    """
+    from lynx_video.pipeline.load import survey
+
+    config = config or GenerateConfig()
+    needed = enrolment is None or bool(model.adapter_path) or config.reference_latent == "sample"
+
+    def look(parts: frozenset[str] | None) -> Blueprint:
+        return survey(
+            model.model,
+            base=model.base_model_path,
+            adapter=model.adapter_path or None,
+            dtype=model.torch_dtype,
+            device=model.device,
+            parts=parts,
+            with_adapter=needed,
+            arm=enrolment.arm if enrolment else None,
+            models=model.models,
+        )
+
+    if not needed or (config.ip_scale != 0 and config.ref_scale != 0):
+        found = look(None)
+    elif config.ip_scale != 0:
+        found = look(frozenset({"identity"}))
+    elif config.ref_scale != 0:
+        try:
+            found = look(frozenset({"reference"}))
+        except BadWeights:  # lite has no reference part: what is there is loaded and stays off
+            found = look(None)
+    else:
+        found = replace(look(None), files=None, adapter_hash="")
+    return replace(found, faces=_override(found.faces, model, face))
+
+
+def face_models(model: ModelFlags, face: FaceFlags) -> FaceModels:
+    """The face models that the options name; none is loaded yet."""
+    from lynx_video.pipeline.load import MODELS
+
+    return _override(MODELS[model.model].faces(model.models), model, face)
+
+
+def _override(faces: FaceModels, model: ModelFlags, face: FaceFlags) -> FaceModels:
+    if face.face_detector is None and face.arcface is None:
+        return faces
+    from lynx_video.pipeline.load import photograph_faces
+
+    own = photograph_faces(model.models, detector=face.face_detector, arcface=face.arcface)
+    return replace(
+        faces,
+        detector=own.detector if face.face_detector else faces.detector,
+        encoder=own.encoder if face.arcface else faces.encoder,
+    )
+
+
+def read_face_record(face: FaceFlags) -> FaceRecord | None:
+    """The face record that the options name, if any. Raises BadRequest if it cannot go with the other options."""
+    if face.face_record is None:
+        return None
+    if face.face_index is not None:
+        raise BadRequest("--face-index chooses among the faces that are found, --face-record names one: give one of the two.")
+    from lynx_video.face.record import read_record
+
+    return read_record(face.face_record)
+
+
+def sit(
+    faces: FaceModels,
+    portrait: Path,
+    model: ModelFlags,
+    face: FaceFlags,
+    *,
+    record: FaceRecord | None = None,
+    reference_size: int = 256,
+    consent: str = "",
+) -> Sitter:
+    """The person in a portrait. Raises as `identify`, with a word more where nano looks for a face in a photograph."""
+    from lynx_video.pipeline.identify import identify
+
+    try:
+        return identify(
+            faces,
+            portrait,
+            reference_size=reference_size,
+            face_index=face.face_index,
+            record=record,
+            consent=consent,
+        )
+    except NoFace as error:
+        raise explained(error, portrait, model, face) from error
+
+
+def explained(error: NoFace, portrait: Path, model: ModelFlags, face: FaceFlags) -> NoFace:
+    """The same error, naming the picture, and what nano's detector is made for if that one looked."""
+    drawn = model.model.startswith("nano") and model.base_model_path is None and face.face_detector is None
+    hint = " The nano model only knows drawn people; for photographs say --model lynx-full." if drawn else ""
+    return NoFace(f"{portrait}: {error}{hint}")
