@@ -144,9 +144,9 @@ def _report(request: Any, components: Any, rows: dict[str, Row], sitters: list[A
             "auc": lambda pick, scores=scores: _auc(scores, pick),
             "top1": lambda pick, scores=scores: float((scores[pick].argmax(1) == pick).mean()),
         }
-        plain = {"coverage": row.coverage, **row.right}
+        plain = {key: np.array(values) for key, values in {"coverage": row.coverage, **row.right}.items()}
         for key, values in plain.items():
-            measures[key] = lambda pick, values=np.array(values): float(values[pick].mean())
+            measures[key] = lambda pick, values=values: float(values[pick].mean())
         results[name] = {key: _interval(measure, count) for key, measure in measures.items()}
         results[name]["seconds"] = float(np.median(row.seconds))
         cells = [f"{middle:.3f} [{low:.2f}, {high:.2f}]" for middle, low, high in (results[name][key] for key in measures)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lynx_video import GenerateConfig
+from lynx_video import GenerateConfig, load
 from lynx_video.adapters.attach import Influence
 from lynx_video.adapters.attention import Attention
 from lynx_video.adapters.memory import Memory, reference_features
@@ -134,13 +134,12 @@ def test_one_part_alone_with_guidance(part, off, g_i, load_golden, full, sitter,
     latents = generate(alone, sitter(), "A person waves.", tiny(**setting)).latents
     assert torch.isfinite(latents).all()
     assert torch.equal(latents, generate(full, sitter(), "A person waves.", tiny(**setting, **{off: 0.0})).latents)
-    assert not torch.equal(latents, generate(full, sitter(), "A person waves.", tiny(**setting)).latents)
+    for other in ({}, {"ip_scale": 0.0, "ref_scale": 0.0}):  # both parts, or none
+        assert not torch.equal(latents, generate(full, sitter(), "A person waves.", tiny(**setting, **other)).latents)
 
 
-def test_lite_identity_with_full_reference(load_golden, lite, sitter, tiny, golden):
+def test_lite_identity_with_full_reference(lite, sitter, tiny):
     files = [GOLDEN / "lynx_lite", GOLDEN / "lynx_full" / "ref_layers.safetensors"]
-    from lynx_video import load
-
     mixed = load(base=GOLDEN / "base", adapter=files, dtype="fp32", device="cpu")
     assert mixed.arm == "lite"
     assert mixed.adapter.config.identity_blocks == (0, 2)

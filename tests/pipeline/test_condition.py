@@ -31,6 +31,7 @@ NASTY = [
     "e\u0301 combining",
     "a\r\nb\rc\u2028d",
     "&#x41;&#66;",
+    "1 < 2 &amp;amp; &amp;lt;3",  # a bare < keeps ftfy from unescaping
 ]
 
 

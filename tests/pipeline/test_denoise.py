@@ -1,5 +1,7 @@
 """The loop: its noise, its timesteps, its callback, and what is in scope when."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -66,7 +68,7 @@ def test_schedulers(kind, steps, full, sitter, tiny):
     timesteps = set_timesteps(scheduler, steps, "cpu")
     assert len(timesteps) == steps
     assert 990 <= float(timesteps[0]) <= 1000
-    assert all(a > b for a, b in zip(timesteps, timesteps[1:], strict=False))
+    assert all(a > b for a, b in pairwise(timesteps))
     assert float(scheduler.sigmas[-1]) == 0
     assert torch.isfinite(generate(full, sitter(), "A person waves.", config).latents).all()
 
@@ -90,7 +92,7 @@ def test_callback(full, golden):
     assert [step.number for step in steps] == [1, 2, 3, 4]
     assert {step.total for step in steps} == {4}
     assert torch.equal(steps[-1].latents, out)
-    assert all(not torch.equal(a.latents, b.latents) for a, b in zip(steps, steps[1:], strict=False))
+    assert all(not torch.equal(a.latents, b.latents) for a, b in pairwise(steps))
     assert [step.seconds for step in steps] == sorted(step.seconds for step in steps)
 
 

@@ -70,7 +70,7 @@ def test_sampled_latents_with_a_file(alice, full, sitter, tiny, load_golden):
         generate(load_golden("full", with_adapter=False), who, PROMPT, config)
 
 
-def test_another_base_or_adapter(alice, full, lite, sitter, tiny, load_golden):
+def test_another_base_or_adapter(alice, full, lite, tiny, load_golden):
     who, without_weights = load_enrolment(alice), load_golden("full", with_adapter=False)
     other_base = replace(who, base_hash="0" * 64)
     with pytest.raises(BadRequest, match="another base"):
@@ -108,7 +108,7 @@ def test_a_cut_file(keep, alice):
     assert str(alice) in str(caught.value)
 
 
-def test_files_that_are_none(alice, tmp_path):
+def test_files_that_are_none(tmp_path):
     with pytest.raises(BadWeights, match="enroll PORTRAIT"):
         load_enrolment(tmp_path / "gone.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")

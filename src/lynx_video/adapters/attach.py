@@ -163,7 +163,7 @@ class Adapter(nn.Module):
 
     def identity_keys(self, tokens: Tensor) -> dict[int, KeysValues]:
         """Identity tokens [B, I, W] -> keys and values of every identity block."""
-        return self._project(self.identity, {i: tokens for i in self.config.identity_blocks}, "attn2")
+        return self._project(self.identity, dict.fromkeys(self.config.identity_blocks, tokens), "attn2")
 
     def reference_memory(self, features: list[Tensor]) -> dict[int, KeysValues]:
         """Reference features, one [B, R, D] a block -> keys and values of every reference block."""

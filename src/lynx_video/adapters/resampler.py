@@ -47,7 +47,8 @@ class _PerceiverAttention(nn.Module):
         key, value = self.to_kv(torch.cat([tokens, queries], 1)).chunk(2, -1)
 
         def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+            heads: Tensor = x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+            return heads
 
         out = F.scaled_dot_product_attention(split(self.to_q(queries)), split(key), split(value))
         mixed: Tensor = self.to_out(out.transpose(1, 2).flatten(2))

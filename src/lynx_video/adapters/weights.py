@@ -142,7 +142,6 @@ def load_adapter(files: AdapterFiles, *, dtype: torch.dtype, device: str | torch
 
 def save_adapter(adapter: Adapter, folder: Path) -> None:
     """Write an adapter in the official layout, each file beside its place and then renamed."""
-    import torch
     from safetensors.torch import save_file
 
     files: dict[str, dict[str, torch.Tensor]] = {}

@@ -38,7 +38,8 @@ NEEDS = {"lynx-full": ("base", "full", "face", "safety"), "lynx-lite": ("base", 
 # GB of GPU memory in bf16, counted from the weights (transformer 28.6, text encoder 11.4, adapters 8.8 or 1.2) and about 10 for
 # the clip itself; less with --idle-models free, which lets the text encoder go.
 GPU_GB = {"lynx-full": (60, 48), "lynx-lite": (52, 41)}
-NANO_FILES = ("base/transformer", "base/vae", "base/text_encoder", "lynx_full", "lynx_lite", "face")
+NANO_PARTS = ("base/transformer", "base/vae", "base/text_encoder", "face")
+NANO_ADAPTERS = {"nano": "lynx_full", "nano-lite": "lynx_lite"}
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "onnxruntime", "opencv-python-headless", "av", "pillow-heif")
 
 
@@ -125,7 +126,10 @@ def look_at_weights(models: Path) -> dict[str, bool]:
     """Whether each part is there: nano's in the package, the others as `download` lays them out."""
     from lynx_video.pipeline.load import NANO
 
-    found = {"nano": all(any((NANO / name).glob("*.safetensors")) for name in NANO_FILES)}
+    found = {
+        name: all(any((NANO / part).glob("*.safetensors")) for part in (*NANO_PARTS, adapter))
+        for name, adapter in NANO_ADAPTERS.items()
+    }
     for part, files in FILES.items():
         found[part] = all((models / file).is_file() for file in files)
     weights = (models / "Wan2.1-T2V-14B-Diffusers" / name for name in ("transformer", "vae", "text_encoder"))
@@ -135,11 +139,12 @@ def look_at_weights(models: Path) -> dict[str, bool]:
 
 def judge(machine: dict[str, Any], packages: dict[str, str], weights: dict[str, bool], models: Path) -> dict[str, str]:
     """For each model, in plain words: whether it runs here, and what would make it run."""
-    verdicts = {
-        "nano, nano-lite": "run here, on the CPU too: lynx-video demo"
-        if weights["nano"]
-        else "cannot run: their weights are missing from the package; install it again, or train them with make nano"
-    }
+    verdicts = {}
+    for name in NANO_ADAPTERS:
+        gone = "its weights are missing from the package; install it again, or train them with make nano"
+        verdicts[name] = (
+            f"runs here, on the CPU too: lynx-video demo --model {name}" if weights[name] else f"cannot run: {gone}"
+        )
     elsewhere = "" if models == Path("models") else f" --models {models}"
     for name, parts in NEEDS.items():
         missing = [part for part in parts if not weights[part]]

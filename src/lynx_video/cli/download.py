@@ -53,7 +53,7 @@ def download(what: tuple[str, ...], flags: DownloadFlags) -> None:
     with _bars(quiet=flags.quiet) as progress:
         outcomes = run(chosen, progress)
     counts = {action: sum(one.action == action for one in outcomes) for action in ("fetched", "replaced", "kept")}
-    click.echo(f"{flags.models}: " + ", ".join(f"{count} files {action}" for action, count in counts.items() if count))
+    click.echo(f"{flags.models}: " + ", ".join(f"{count} {action}" for action, count in counts.items() if count))
 
 
 @contextmanager

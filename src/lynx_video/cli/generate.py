@@ -220,8 +220,7 @@ def _write(clip: Clip, target: Path, tensors: Path | None, facts: dict[str, Any]
 
 def _save_tensors(file: Path, clip: Clip) -> None:
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {
         "initial_latents": clip.initial_latents.contiguous(),
@@ -229,6 +228,6 @@ def _save_tensors(file: Path, clip: Clip) -> None:
         "frames": torch.tensor(clip.frames).contiguous(),
     }
     try:
-        save_file(tensors, file)
-    except (OSError, SafetensorError) as error:
-        raise BadOutput(f"{file}: cannot be written ({error}).") from error
+        file.write_bytes(save(tensors))  # save_file would leave a file that only its owner can read
+    except OSError as error:
+        raise BadOutput(f"{file}: cannot be written ({error.strerror or error}).") from error

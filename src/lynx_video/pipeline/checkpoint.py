@@ -99,7 +99,7 @@ def load_base(base: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
             loaded[part] = loader()
         except ImportError as error:
             raise MissingDependency(f"{part} of {base} can't be loaded: {_first_line(error)}.") from error
-        except Exception as error:  # noqa: BLE001 (these libraries raise anything for a broken file)
+        except Exception as error:
             raise BadWeights(f"{Path(base) / part} can't be loaded ({_first_line(error)}); download the base again.") from error
         if part not in ("tokenizer", "scheduler"):
             loaded[part].requires_grad_(False)

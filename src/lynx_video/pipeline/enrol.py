@@ -131,6 +131,6 @@ def usable_memories(components: Components | Blueprint, enrolment: Enrolment) ->
         return None
     what = "adapter" if same_base else "base"
     raise BadRequest(
-        f"the identity was enrolled for another {what} ({enrolment.base_name}): name the adapter's files with --adapter-path so that it "
-        f"can be projected again, or enroll the portrait for {components.base_name}."
+        f"the identity was enrolled for another {what} ({enrolment.base_name}): name the adapter's files with --adapter-path so that "
+        f"it can be projected again, or enroll the portrait for {components.base_name}."
     )

@@ -24,7 +24,7 @@ def passes(guidance_scale: float, guidance_scale_i: float | None) -> tuple[Pass,
     if g <= 1:
         return (Pass("prompt", "prompt", "person", 1.0),)
     if g_i is None:
-        table = (Pass("prompt", "prompt", "person", g), Pass("none", "negative", "nobody", 1 - g))
+        table: tuple[Pass, ...] = (Pass("prompt", "prompt", "person", g), Pass("none", "negative", "nobody", 1 - g))
     else:
         table = (
             Pass("prompt", "prompt", "person", g),

@@ -28,8 +28,8 @@ from lynx_video.nano.recipe.speed import TrainingAttention, prepare_
 
 STILLS = Schedule(steps=900, learning_rate=1e-3, matrix_rate=3e-3, average=0.995, decay=0.3)
 CLIPS = Schedule(steps=1300, learning_rate=1e-3, matrix_rate=2.5e-3, average=0.997, decay=0.7)
-LITE_STILLS = Schedule(steps=500, learning_rate=1e-3, matrix_rate=3e-3, average=0.995, decay=0.3)
-LITE_CLIPS = Schedule(steps=450, learning_rate=1e-3, matrix_rate=2.5e-3, average=0.995, decay=0.7)
+LITE_STILLS = Schedule(steps=400, learning_rate=1e-3, matrix_rate=3e-3, average=0.995, decay=0.3)
+LITE_CLIPS = Schedule(steps=350, learning_rate=1e-3, matrix_rate=2.5e-3, average=0.995, decay=0.7)
 STILL_BATCH, CLIP_BATCH = 64, 14
 NOBODY, IDENTITY_ONLY, REFERENCE_ONLY = 0.10, 0.22, 0.15
 "shares of samples; the rest sees both adapters"

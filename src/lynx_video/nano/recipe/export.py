@@ -26,7 +26,7 @@ DEFAULTS = {
 }
 
 
-def train(run: Path, part: str = "") -> None:
+def train(run: Path) -> None:
     """Copy the results of the earlier stages (those that are there) into the package."""
     base = WEIGHTS / "base"
     for name in ("transformer", "text_encoder", "tokenizer", "vae"):

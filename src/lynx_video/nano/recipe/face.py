@@ -214,7 +214,8 @@ def _detector(run: Path) -> nn.Module:
         chosen, aim = out.permute(0, 2, 3, 1)[inside], wanted.permute(0, 2, 3, 1)[inside]
         scale = (aim[:, 1:3] + aim[:, 3:5]).mean(1, keepdim=True).clamp(min=1)
         off: Tensor = ((chosen[:, 1:] - aim[:, 1:]).abs() / scale).mean()
-        return (score * focus).sum() / inside.sum() + 4 * off
+        total: Tensor = (score * focus).sum() / inside.sum() + 4 * off
+        return total
 
     def report() -> str:
         with torch.no_grad():
@@ -253,10 +254,8 @@ def _scene(rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         drawn = faces.draw(person, faces.select(scene, one), place, CANVAS, centre=shift, extent=extent)[0]
         start = (CANVAS - width) // 2
         canvas[:, :, left : left + width] = drawn[:, :, start : start + width]
-        cells = CANVAS / STRIDE
-
         def to_cells(spot: Tensor, offset: int = left - start, extent: float = extent, shift: Tensor = shift[0]) -> Tensor:
-            return ((spot - shift) / extent + 1) / 2 * cells + torch.tensor([offset / STRIDE, 0.0])
+            return ((spot - shift) / extent + 1) / 2 * CANVAS / STRIDE + torch.tensor([offset / STRIDE, 0.0])
 
         boxes.append(to_cells(faces.boxes(person, place)[0].view(2, 2)).flatten())
         points.append(to_cells(faces.landmarks(person, place)[0]))

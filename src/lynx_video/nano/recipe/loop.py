@@ -95,7 +95,7 @@ def fit(
             for group, peak in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = peak * schedule.rate(step)
         value = loss(step)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         for master, parameter in zip(masters, live, strict=True):
             if master is not parameter and parameter.grad is not None:
                 master.grad, parameter.grad = parameter.grad.float(), None

@@ -14,7 +14,7 @@ from lynx_video.adapters.projection import KeysValues
 class TrainingAttention(Attention):
     """The product's processor with softmax attention spelled out: the backward of SDPA is slow on CPUs at these lengths."""
 
-    def _attend(self, query_BLNK: Tensor, memory: KeysValues, mask: Tensor | None, parallel: Any) -> Tensor:
+    def _attend(self, query_BLNK: Tensor, memory: KeysValues, mask: Tensor | None, parallel: Any) -> Tensor:  # noqa: ARG002
         batch, length, heads, width = query_BLNK.shape
 
         def flat(x: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def flat(vae: nn.Module) -> Iterator[None]:
     changed = [conv for conv in convolutions if conv.stride[0] == 1]
 
     def last_tap(conv: Any) -> Any:
-        def forward(x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        def forward(x: Tensor, cache_x: Tensor | None = None) -> Tensor:  # noqa: ARG001
             padding = (conv._padding[2], conv._padding[0])
             return F.conv2d(x[:, :, -1], conv.weight[:, :, -1], conv.bias, conv.stride[1:], padding)[:, :, None]
 
