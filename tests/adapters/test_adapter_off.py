@@ -157,6 +157,15 @@ def test_an_exception_leaves_nothing_in_scope(adapter, video, plain, memory):
     assert torch.equal(forward(adapter.transformer, video), plain)
 
 
+def test_scopes_nest(adapter, video, plain, memory):
+    with adapter.using(memory):
+        outer = forward(adapter.transformer, video)
+        with adapter.using(None):
+            assert torch.equal(forward(adapter.transformer, video), plain)
+        assert torch.equal(forward(adapter.transformer, video), outer)
+    assert not torch.equal(outer, plain)
+
+
 def test_a_block_that_does_not_exist(adapter, memory):
     for bad in ({4}, {-1}):
         with (

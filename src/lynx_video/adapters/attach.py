@@ -143,6 +143,8 @@ class Adapter(nn.Module):
             beyond = [i for i in (*(used.blocks or ()), *known) if not 0 <= i < len(blocks)]
             if beyond:
                 raise BadRequest(f"{part} block {max(beyond)} does not exist: the base has blocks 0 to {len(blocks) - 1}.")
+        processors = [attn.processor for block in blocks for attn in (block.attn1, block.attn2)]
+        before = [(one.memory, one.scale, one.text) for one in processors]
         try:
             for i, block in enumerate(blocks):
                 cross, self_ = block.attn2.processor, block.attn1.processor
@@ -151,9 +153,8 @@ class Adapter(nn.Module):
                 cross.text = text.blocks[i] if text else None
             yield
         finally:
-            for block in blocks:
-                for attn in (block.attn1, block.attn2):
-                    attn.processor.memory = attn.processor.text = None
+            for one, (kept_memory, kept_scale, kept_text) in zip(processors, before, strict=True):
+                one.memory, one.scale, one.text = kept_memory, kept_scale, kept_text
 
     def identity_memory(self, face: Tensor) -> dict[int, KeysValues]:
         """Face vectors [B, 512] -> keys and values of every identity block; zeros are the unconditional identity."""

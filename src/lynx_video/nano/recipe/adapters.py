@@ -29,7 +29,7 @@ from lynx_video.nano.recipe.speed import TrainingAttention, prepare_
 STILLS = Schedule(steps=900, learning_rate=1e-3, matrix_rate=3e-3, average=0.995, decay=0.3)
 CLIPS = Schedule(steps=1300, learning_rate=1e-3, matrix_rate=2.5e-3, average=0.997, decay=0.7)
 LITE_STILLS = Schedule(steps=400, learning_rate=1e-3, matrix_rate=3e-3, average=0.995, decay=0.3)
-LITE_CLIPS = Schedule(steps=350, learning_rate=1e-3, matrix_rate=2.5e-3, average=0.995, decay=0.7)
+LITE_CLIPS = Schedule(steps=1400, learning_rate=1e-3, matrix_rate=3e-3, average=0.996, decay=0.6)
 STILL_BATCH, CLIP_BATCH = 64, 14
 NOBODY, IDENTITY_ONLY, REFERENCE_ONLY = 0.10, 0.22, 0.15
 "shares of samples; the rest sees both adapters"
@@ -84,7 +84,7 @@ class _Session:
     def train(self, stills: Schedule, clips: Schedule) -> None:
         """Stills, then clips, then save."""
         fit(f"{self.name}-stills", self.run, self.adapter, self._still_loss, stills)
-        fit(f"{self.name}-clips", self.run, self.adapter, self._clip_loss, clips, report=self._report)
+        fit(f"{self.name}-clips", self.run, self.adapter, self._clip_loss, clips, report=self._report, every=180)
         save_adapter(self.adapter.to(torch.bfloat16), self.run / f"lynx_{self.name}")
 
     def _all_features(self, latents: Tensor, text: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ def train(run: Path) -> None:
     for name in ("encoder", "judge", "detector"):
         if (run / f"{name}.safetensors").is_file():
             shutil.copy(run / f"{name}.safetensors", WEIGHTS / "face" / f"{name}.safetensors")
+    for file in WEIGHTS.rglob("*.safetensors"):
+        file.chmod(0o644)  # the library writes them for the owner alone
     size = sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file())
     print(f"{size / 2**20:.1f} MiB in {WEIGHTS.name}; torch {torch.__version__}")
     if size > LIMIT:
