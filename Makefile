@@ -1,4 +1,5 @@
 # setup, demo, test, check: what a newcomer and a contributor need. PYTHON picks the interpreter the environment is made from.
+# On Linux pip's torch brings CUDA along; PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu takes the small CPU build instead.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,11 +9,8 @@ BIN := $(VENV)/bin
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' $(TORCH)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
-
-# On Linux, plain torch brings gigabytes of CUDA libraries. TORCH='torch --index-url ...' or an installed wheel changes that.
-TORCH ?=
 
 setup: $(VENV)/.done
 

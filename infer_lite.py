@@ -1,4 +1,7 @@
-"""The reference's command, unchanged: python infer_lite.py --subject_image PORTRAIT --prompt TEXT_OR_FILE --seed 42."""
+"""The reference's command, unchanged: python infer_lite.py --subject_image PORTRAIT --prompt TEXT_OR_FILE --seed 42.
+
+As there, --guidance_scale_i does nothing: lite runs two passes. `lynx-video generate --model lynx-lite` runs three if asked.
+"""
 
 import sys
 from importlib.util import find_spec
@@ -9,4 +12,18 @@ if find_spec("lynx_video") is None:  # not installed: the sources beside this fi
 
 from lynx_video.cli.main import main
 
-main(["generate", "--model", "lynx-lite", "--output-dir", "results_lite", *sys.argv[1:]])
+
+def kept(arguments: list[str]) -> list[str]:
+    """The arguments without --guidance_scale_i and its value."""
+    found, rest = [], iter(arguments)
+    for one in rest:
+        if one.split("=")[0].replace("_", "-") != "--guidance-scale-i":
+            found.append(one)
+            continue
+        value = one.partition("=")[2] or next(rest, "")
+        if value != "none":
+            print(f"warning: --guidance_scale_i {value} is ignored: lite runs two passes here.", file=sys.stderr, flush=True)
+    return found
+
+
+main(["generate", "--model", "lynx-lite", "--output-dir", "results_lite", *kept(sys.argv[1:])])

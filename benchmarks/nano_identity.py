@@ -23,9 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from lynx_video import GenerateConfig, __version__, generate, load
-from lynx_video.face.align import arcface_crop
-from lynx_video.face.detect import find_faces
-from lynx_video.face.likeness import signed
+from lynx_video.face.likeness import largest_faces, signed
 from lynx_video.media.image import write_picture
 from lynx_video.nano import captions, faces, model, probes
 from lynx_video.nano.recipe import data
@@ -109,12 +107,11 @@ def _through_vae(components: Any, frames: torch.Tensor) -> NDArray[np.uint8]:
 
 
 def _score(row: Row, frames: NDArray[np.uint8], seconds: float, wanted: dict[str, str], components: Any) -> None:
-    found = [find_faces(frame, components.faces.detector()) for frame in frames]
-    points = [some[0].points for some in found if some]
+    found = [one for one in largest_faces(frames, components.faces.detector()) if one]
+    points = [one.face.points for one in found]
     row.coverage.append(len(points) / len(frames))
     if points:
-        crops = np.stack([arcface_crop(frame, some[0].points) for frame, some in zip(frames, found, strict=True) if some])
-        row.vectors.append(components.faces.judge()(signed(crops)).double().numpy())
+        row.vectors.append(components.faces.judge()(signed(np.stack([one.crop for one in found]))).double().numpy())
     else:
         row.vectors.append(np.zeros((1, 128)))
     row.right["wall"].append(float(probes.wall(frames) == wanted["wall"]))

@@ -315,6 +315,8 @@ def test_adapters_of_one_repository_and_a_moving_branch(server: Hub, tmp_path: P
     server.repos[LYNX]["README.md"] = b""
     server.commits[LYNX] = "a" * 40
     run(plan(["full", "lite"], tmp_path))
+    said = str(plan(["full", "lite"], tmp_path))
+    assert said.count(f"from: {LYNX} at aaaaaaaaaaaa (not pinned: main as it is now; the commit is recorded)") == 2
     for arm in ("full", "lite"):
         assert (tmp_path / f"lynx_{arm}" / "b.safetensors").read_bytes() == f"{arm} b".encode()
         assert json.loads((tmp_path / f"lynx_{arm}" / RECORD).read_text())["files"]["a.safetensors"]["commit"] == "a" * 40
@@ -418,7 +420,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_table() -> None:
     for asset in ASSETS.values():
-        assert asset.bytes > 0
+        assert asset.note
         for source in asset.sources:
             assert source.revision == "main" or re.fullmatch(r"[0-9a-f]{40}", source.revision)
             assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in source.sha256.values())
@@ -430,8 +432,36 @@ def test_the_table() -> None:
 
 def test_kept_names_are_those_of_diffusers() -> None:
     from diffusers import WanTransformer3DModel
+    from transformers import UMT5EncoderModel
 
-    assert set(KEEP_FLOAT32) == set(WanTransformer3DModel._keep_in_fp32_modules)
+    text = set(UMT5EncoderModel._keep_in_fp32_modules) | set(UMT5EncoderModel._keep_in_fp32_modules_strict or ())
+    assert set(KEEP_FLOAT32) == set(WanTransformer3DModel._keep_in_fp32_modules) | text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_converted_text_encoder_loads_as_the_original(server: Hub, tmp_path: Path, dtype: torch.dtype) -> None:
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    UMT5EncoderModel(UMT5Config(**shape)).save_pretrained(tmp_path / "original", max_shard_size="8KB")
+    files = {f"text_encoder/{each.name}": each.read_bytes() for each in (tmp_path / "original").iterdir()}
+    shards = [name for name in files if name.endswith(".safetensors")]
+    assert len(shards) > 1
+    server.repos[BASE], server.commits[BASE] = files, ASSETS["base"].sources[0].revision
+    planned = plan("base", tmp_path)
+    assert str(planned).count("-> bfloat16") == len(shards)
+    run(planned)
+    folder = folder_of(tmp_path, "base") / "text_encoder"
+    stored = {name: tensor for each in folder.glob("*.safetensors") for name, tensor in load_file(each).items()}
+    assert {name.split(".")[-2] for name, tensor in stored.items() if tensor.dtype == torch.float32} == {"wo"}
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in stored.values())
+    one, other = (UMT5EncoderModel.from_pretrained(at, dtype=dtype).state_dict() for at in (tmp_path / "original", folder))
+    for name, tensor in one.items():
+        assert tensor.dtype == other[name].dtype, name
+        if dtype == torch.bfloat16 or name.split(".")[-2] == "wo":
+            assert torch.equal(tensor, other[name]), name
 
 
 @pytest.fixture(scope="module")

@@ -91,10 +91,23 @@ def test_the_index_of_the_label_is_read(tmp_path: Path) -> None:
 def test_portrait(classifier: Path) -> None:
     checker = load_safety_checker(classifier)
     assert check_portrait(checker, BLUE) < 0.1
-    with pytest.raises(Refused, match=r"portrait.*0\.9\d.*0\.50") as caught:
+    with pytest.raises(Refused, match=r"portrait.*0\.9\d.*0\.85") as caught:
         check_portrait(checker, RED)
     assert caught.value.exit_code == 3
     assert check_portrait(checker, RED, threshold=1.0) > 0.9
+
+
+def test_the_references_threshold_and_every_frame() -> None:
+    scores = {0: 0.0, 1: 0.84, 2: 0.85}
+    assert check_portrait(lambda _: 0.84, BLUE) == 0.84
+    with pytest.raises(Refused, match=r"0\.85, less than 0\.85 passes"):
+        check_portrait(lambda _: 0.85, BLUE)
+    numbered = np.arange(3, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    frames = np.concatenate([numbered[:2], numbered[1:]])  # 0 1 1 2
+    assert check_frames(lambda frame: scores[int(frame[0, 0, 0])], frames[:3]) == 0.84
+    frames = frames[[0, 3, 1, 1, 0]]  # the frame to refuse is neither the first, the last, nor a fourth
+    with pytest.raises(Refused, match=r"frame 1 of 5: 0\.85, less than"):
+        check_frames(lambda frame: scores[int(frame[0, 0, 0])], frames)
 
 
 def test_frames(classifier: Path) -> None:

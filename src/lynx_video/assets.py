@@ -31,12 +31,11 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asset:
-    """Something `lynx-video download NAME` gets: from where, to where (below the models folder), licence, bytes (about)."""
+    """Something `lynx-video download NAME` gets: from where, to where (below the models folder), under which licence."""
 
     folder: str
     sources: tuple[Source, ...]
     licence: str
-    bytes: int
     note: str
 
 
@@ -57,26 +56,23 @@ ASSETS: dict[str, Asset] = {
                     "vae/*",
                     "LICENSE*",
                 ),
-                to_bfloat16=("transformer/*.safetensors",),
+                to_bfloat16=("transformer/*.safetensors", "text_encoder/*.safetensors"),
             ),
         ),
         licence="Apache-2.0",
-        bytes=80_406_933_703,
-        note="the float32 transformer is converted to bfloat16 shard by shard and ends at half its size, about 52 GB in all",
+        note="the float32 transformer and text encoder are converted to bfloat16 shard by shard, about 43 GB in the end",
     ),
     "full": Asset(
         folder="lynx_full",
         # Unverified: no commit hash of this repository could be confirmed, so the branch is followed and the commit recorded.
         sources=(Source(repo=_LYNX, revision="main", patterns=("lynx_full/*",), strip="lynx_full/"),),
         licence="Apache-2.0",
-        bytes=8_800_000_000,
         note="full Lynx adapters",
     ),
     "lite": Asset(
         folder="lynx_lite",
         sources=(Source(repo=_LYNX, revision="main", patterns=("lynx_lite/*",), strip="lynx_lite/"),),  # unverified, as above
         licence="Apache-2.0",
-        bytes=1_200_000_000,
         note="lite Lynx adapters",
     ),
     "face": Asset(
@@ -101,7 +97,6 @@ ASSETS: dict[str, Asset] = {
             ),
         ),
         licence="buffalo_l: non-commercial research only; IR-SE50: MIT code, weights trained on MS-Celeb-1M",
-        bytes=192_291_150,
         note="face detector (buffalo_l) and the ArcFace IR-SE50 that the adapters were trained with",
     ),
     "safety": Asset(
@@ -114,7 +109,6 @@ ASSETS: dict[str, Asset] = {
             ),
         ),
         licence="Apache-2.0",
-        bytes=343_225_000,
         note="picture classifier of the safety switch",
     ),
 }

@@ -85,6 +85,8 @@ class GenerateConfig:
     "text encoder and VAE while not in use: keep on the device, offload to host memory, or free the text encoder for good"
 
     def __post_init__(self) -> None:
+        if self.seed == -1:
+            raise BadRequest("seed must be a whole number from 0, got -1: no seed is drawn at random here; name one.")
         _whole("seed", self.seed, 0, 2**63 - 2)
         _whole("num_inference_steps", self.num_inference_steps, 1, 1000)
         _whole("num_frames", self.num_frames, 1, 100_000)

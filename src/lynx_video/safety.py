@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from lynx_video.types import Picture, Video
 
-THRESHOLD = 0.5
-"""Probability above which a picture is refused."""
+THRESHOLD = 0.85
+"""Probability from which a picture is refused, as the reference has it for this classifier."""
 FOLDER = "safety_checker"
 """Where `auto` looks for the classifier, below the models folder."""
 UNSAFE_LABEL = "nsfw"
@@ -79,19 +79,19 @@ def check_portrait(checker: SafetyChecker, picture: Picture, *, threshold: float
     """The score of a portrait, uint8 [H, W, 3].
 
     Raises:
-        Refused: the score is above `threshold`, or not a number.
+        Refused: the score is `threshold` or more, or not a number.
     """
     score = checker(picture)
-    if not score <= threshold:  # also true of NaN: a checker that cannot tell does not let through
-        raise Refused(f"the portrait was refused by the safety checker: {score:.2f}, at most {threshold:.2f} passes.")
+    if not score < threshold:  # also true of NaN: a checker that cannot tell does not let through
+        raise Refused(f"the portrait was refused by the safety checker: {score:.2f}, less than {threshold:.2f} passes.")
     return score
 
 
-def check_frames(checker: SafetyChecker, frames: Video, *, every: int = 4, threshold: float = THRESHOLD) -> float:
-    """The highest score among frames 0, `every`, 2 `every`, ... and the last one of uint8 [F, H, W, 3].
+def check_frames(checker: SafetyChecker, frames: Video, *, every: int = 1, threshold: float = THRESHOLD) -> float:
+    """The highest score among all frames of uint8 [F, H, W, 3]; with `every`, of frames 0, `every`, 2 `every`, ... and the last.
 
     Raises:
-        Refused: at the first frame above `threshold`, naming it and its score.
+        Refused: at the first frame of `threshold` or more, naming it and its score.
         BadRequest: `every` below 1, or no frames.
     """
     if every < 1:
@@ -101,10 +101,10 @@ def check_frames(checker: SafetyChecker, frames: Video, *, every: int = 4, thres
     highest = 0.0
     for index in sorted({*range(0, len(frames), every), len(frames) - 1}):
         score = checker(frames[index])
-        if not score <= threshold:
+        if not score < threshold:
             raise Refused(
                 f"the video was refused by the safety checker at frame {index} of {len(frames)}: {score:.2f}, "
-                f"at most {threshold:.2f} passes."
+                f"less than {threshold:.2f} passes."
             )
         highest = max(highest, score)
     return highest

@@ -1,7 +1,7 @@
 """safetensors shards from float32 to bfloat16, one at a time: half the disk, and never more than one shard in memory.
 
-What diffusers keeps in float32 whatever dtype is asked for stays float32, so a model loaded in bfloat16 from the converted
-files is equal, bit for bit, to one loaded in bfloat16 from the originals.
+What diffusers and transformers may keep in float32 stays float32, so a model loaded in bfloat16 from the converted files is
+equal, bit for bit, to one loaded in bfloat16 from the originals, and in float16 what they keep is still whole.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from typing import Any
 
 from lynx_video.errors import BadWeights
 
-KEEP_FLOAT32 = ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3")
-"""Parts of a parameter's name: `WanTransformer3DModel._keep_in_fp32_modules`; a test holds the two together."""
+KEEP_FLOAT32 = ("rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3", "wo")
+"""Parts of a parameter's name: `_keep_in_fp32_modules` of WanTransformer3DModel and of UMT5EncoderModel (`wo`); tests hold them
+together."""
 
 
 def to_bfloat16(source: Path, target: Path) -> bool:
@@ -94,5 +95,5 @@ def tensor_bytes(file: Path) -> int:
 
 
 def _kept(name: str) -> bool:
-    """diffusers matches whole parts of the dotted name, not substrings."""
+    """diffusers and transformers match whole parts of the dotted name, not substrings."""
     return any(part in KEEP_FLOAT32 for part in name.split("."))

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+FACE_WIDTH = 512  # E, the length of a face vector
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -51,6 +53,7 @@ class Identity:
     aligned: uint8 [112, 112, 3] RGB, the crop that face encoders and judges see, or None.
     portrait_hash: sha256 of the portrait file(s), hex; empty if unknown.
     consent: free text: who agreed to the use of this face, and how.
+    encoder: what the embedding comes from: the hash of a face encoder's weights, "record" for a face record; empty if unknown.
     """
 
     embedding: Tensor
@@ -58,6 +61,7 @@ class Identity:
     aligned: Picture | None = None
     portrait_hash: str = ""
     consent: str = ""
+    encoder: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ number, while the official lite file counts entries (entry i belongs to block 2i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 from lynx_video.adapters.attach import Adapter, AdapterConfig
 from lynx_video.adapters.projection import ProjectionConfig
 from lynx_video.adapters.resampler import ResamplerConfig
+from lynx_video.draft import draft
 from lynx_video.errors import BadWeights
+from lynx_video.types import FACE_WIDTH
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +123,6 @@ def inspect(paths: Sequence[Path], base: BaseShape, parts: frozenset[str] | None
 def load_adapter(files: AdapterFiles, *, dtype: torch.dtype, device: str | torch.device = "cpu") -> Adapter:
     """The adapter of a checked set of files, on `device` in `dtype`, in evaluation mode, frozen."""
     import torch
-    from safetensors import SafetensorError, safe_open
 
     with torch.device("meta"):
         adapter = Adapter(files.config)
@@ -130,14 +131,25 @@ def load_adapter(files: AdapterFiles, *, dtype: torch.dtype, device: str | torch
         by_file.setdefault(stored.file, []).append((name, stored.key))
     state: dict[str, torch.Tensor] = {}
     for file, names in by_file.items():
-        try:
-            with safe_open(file, framework="pt", device=str(device)) as tensors:
-                for name, key in names:
-                    state[name] = tensors.get_tensor(key).to(dtype)
-        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-            raise BadWeights(f"{file} can't be read ({error}); download it again.") from error
+        for name, tensor in _read(file, names):
+            state[name] = tensor.to(device, dtype)
     adapter.load_state_dict(state, strict=True, assign=True)
     return adapter.requires_grad_(False).eval()
+
+
+def _read(file: Path, names: Sequence[tuple[str, str]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each name with the tensor of its key, in host memory. Raises BadWeights; a lack of memory comes through as it is."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name, key in names:
+                yield name, tensors.get_tensor(key)
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise BadWeights(f"{file} can't be read ({error}); download it again.") from error
 
 
 def save_adapter(adapter: Adapter, folder: Path) -> None:
@@ -150,10 +162,8 @@ def save_adapter(adapter: Adapter, folder: Path) -> None:
         files.setdefault(file, {})[key] = parameter.detach().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     for file, tensors in files.items():
-        target = folder / f"{file}.safetensors"
-        partial = target.with_suffix(".partial")
-        save_file(tensors, partial)
-        partial.replace(target)
+        with draft(folder / f"{file}.safetensors") as partial:
+            save_file(tensors, partial)
 
 
 def official_parameters(adapter: Adapter) -> dict[str, nn.Parameter]:
@@ -254,8 +264,8 @@ def _check_resampler(found: dict[str, Stored], tensors: dict[str, Stored]) -> Re
     latents, face, output, query = (found[key].shape for key in needed)
     depth = 1 + max(int(name.split(".")[1]) for name in found if name.startswith("layers."))
     config = ResamplerConfig(depth=depth, width=latents[2], queries=latents[1], output=output[0], face=face[1], inner=query[0])
-    if config.face != 512:
-        raise BadWeights(f"{found['proj_in.weight']} takes face vectors of {config.face}; the face encoder gives 512.")
+    if config.face != FACE_WIDTH:
+        raise BadWeights(f"{found['proj_in.weight']} takes face vectors of {config.face}; the face encoder gives {FACE_WIDTH}.")
     with torch.device("meta"):
         shapes = {name: tuple(p.shape) for name, p in Resampler(config).named_parameters()}
     _match(found, {name: (name, shape) for name, shape in shapes.items()}, "resampler.", tensors)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -156,6 +156,20 @@ class YuNet:
                     f"The face detector {self.path} fails on a {size[0]}x{size[1]} picture: {_line(error)}"
                 ) from None
         return [face_of_row(row, width / size[0], height / size[1]) for row in (rows if rows is not None else ())]
+
+
+def load_detector(path: str | Path) -> Detector:
+    """The detector in an .onnx file, told by its outputs: a YuNet, or else an SCRFD (whose file may lie in a folder).
+
+    Raises BadWeights for a file that is missing or neither of them.
+    """
+    import cv2
+
+    if (path := Path(path)).is_file():
+        with _quiet(), suppress(cv2.error):
+            if set(cv2.dnn.readNetFromONNX(str(path)).getUnconnectedOutLayersNames()) & YUNET_OUTPUTS:
+                return YuNet(path)
+    return SCRFD(path)
 
 
 def face_of_row(row: Array, scale_x: float = 1.0, scale_y: float = 1.0) -> Face:

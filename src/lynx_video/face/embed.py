@@ -7,9 +7,11 @@ Sources: He et al. 2016 (identity mappings), Hu et al. 2018 (squeeze and excitat
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lynx_video.errors import BadPicture, BadRequest, BadWeights
+from lynx_video.face.likeness import signed
+from lynx_video.types import FACE_WIDTH
 
 if TYPE_CHECKING:
     from lynx_video.types import Picture
 
 CROP_SIZE = 112
-EMBEDDING_SIZE = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,8 +133,8 @@ class IRSE(nn.Module):
             nn.BatchNorm2d(width_in),
             nn.Dropout(config.dropout),
             nn.Flatten(),
-            nn.Linear(width_in * config.side**2, EMBEDDING_SIZE),
-            nn.BatchNorm1d(EMBEDDING_SIZE),
+            nn.Linear(width_in * config.side**2, FACE_WIDTH),
+            nn.BatchNorm1d(FACE_WIDTH),
         )
 
     def forward(self, crops: Tensor) -> Tensor:
@@ -153,6 +156,16 @@ class FaceEncoder(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.network.parameters()).device
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """sha256 of the weights by name, in hex: the same for the same weights in a .pth and in a .safetensors file."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            if tensor.is_floating_point():  # a counter of training steps is no weight
+                digest.update(name.encode())
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def train(self, mode: bool = True) -> FaceEncoder:  # noqa: ARG002  torch's signature
         """Stays in evaluation mode: an encoder whose batch statistics moved would no longer be the one the adapters know."""
@@ -184,16 +197,19 @@ def load_arcface(path: str | Path, device: str | torch.device = "cpu") -> FaceEn
     return FaceEncoder(network.to(device))
 
 
-def embed_crop(encoder: FaceEncoder, crop: Picture) -> Tensor:
+def embed_crop(encoder: Callable[[Tensor], Tensor], crop: Picture) -> Tensor:
     """float32 [512] of unit length, on the CPU: the embedding of one aligned crop, uint8 [112, 112, 3] RGB.
 
-    Raises BadPicture for another array.
+    encoder: a `FaceEncoder`, or what stands in for one. Raises BadPicture for another array.
     """
     if crop.dtype != np.uint8 or crop.shape != (CROP_SIZE, CROP_SIZE, 3):
         raise BadPicture(f"The crop must be uint8 [{CROP_SIZE}, {CROP_SIZE}, 3], not {crop.dtype} {list(crop.shape)}.")
-    image = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1).float()
-    embedding: Tensor = encoder(((image / 255 - 0.5) / 0.5)[None])[0]
-    return embedding.cpu()
+    return encoder(signed(np.ascontiguousarray(crop[None])))[0].float().cpu()
+
+
+def encoder_hash(encoder: Callable[[Tensor], Tensor]) -> str:
+    """What a face encoder is known by: `FaceEncoder.hash`; empty for anything else."""
+    return encoder.hash if isinstance(encoder, FaceEncoder) else ""
 
 
 def _read(path: Path) -> dict[str, Tensor]:

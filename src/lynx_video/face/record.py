@@ -8,16 +8,15 @@ Other keys are left alone, so a note can be kept beside them.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lynx_video.draft import draft
 from lynx_video.errors import BadOutput, BadRequest
+from lynx_video.types import FACE_WIDTH
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
     from lynx_video.types import Points
 
-EMBEDDING_SIZE = 512
 NORM_TOLERANCE = 1e-3  # float32 keeps 1e-7; a thousandth is room for records rounded to a few digits
 
 
@@ -42,7 +40,7 @@ class FaceRecord:
 
 
 def write_record(path: str | Path, face_points: Points, embedding: NDArray[np.float32] | Tensor) -> None:
-    """Write a record beside its place, then rename it there; a file of that name is replaced.
+    """Write a record beside its place, then rename it there; a file of that name is replaced, missing folders are made.
 
     face_points: [5, 2] in pixels. embedding: [512] of unit length, an array or a tensor on any device.
     Raises BadRequest for numbers that `read_record` would refuse, BadOutput if the file cannot be written.
@@ -51,20 +49,13 @@ def write_record(path: str | Path, face_points: Points, embedding: NDArray[np.fl
     vector = embedding if isinstance(embedding, np.ndarray) else embedding.detach().float().cpu().numpy()
     record = {
         "points": _numbers(face_points, (5, 2), "points", path).tolist(),
-        "embedding": _unit(_numbers(vector, (EMBEDDING_SIZE,), "embedding", path), path).tolist(),
+        "embedding": _unit(_numbers(vector, (FACE_WIDTH,), "embedding", path), path).tolist(),
     }
     text = json.dumps(record) + "\n"
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o666 & ~_umask())  # mkstemp's file is for its owner only
-        Path(temporary).replace(path)
+        with draft(path) as partial:
+            partial.write_text(text, encoding="utf-8")
     except OSError as error:
-        if temporary is not None:
-            with suppress(OSError):
-                Path(temporary).unlink()
         raise BadOutput(f"The face record {path} cannot be written: {error.strerror or error}.") from None
 
 
@@ -86,11 +77,11 @@ def read_record(path: str | Path) -> FaceRecord:
     for key in ("points", "embedding"):
         if key not in record:
             raise BadRequest(
-                f"The face record {path} has no key {key}; it needs points (5 x 2) and embedding ({EMBEDDING_SIZE})."
+                f"The face record {path} has no key {key}; it needs points (5 x 2) and embedding ({FACE_WIDTH})."
             )
     return FaceRecord(
         points=_numbers(record["points"], (5, 2), "points", path),
-        embedding=_unit(_numbers(record["embedding"], (EMBEDDING_SIZE,), "embedding", path), path),
+        embedding=_unit(_numbers(record["embedding"], (FACE_WIDTH,), "embedding", path), path),
     )
 
 
@@ -125,9 +116,3 @@ def _unit(embedding: NDArray[np.float32], path: Path) -> NDArray[np.float32]:
             "its length, and make sure that it comes from the ArcFace encoder of the adapters."
         )
     return embedding
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

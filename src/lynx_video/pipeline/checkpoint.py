@@ -57,7 +57,7 @@ def base_config(base: str, part: str) -> dict[str, Any]:
 
 
 def check_base_files(base: str) -> None:
-    """Refuse a local base of which a weights file is missing or cut, from the headers; a hub id is left to the hub."""
+    """Refuse a local base of which a file is missing or a weights file cut, from the headers; a hub id is left to the hub."""
     from lynx_video.adapters.weights import read_header
 
     if not Path(base).is_dir():
@@ -74,10 +74,17 @@ def check_base_files(base: str) -> None:
             raise BadWeights(f"{folder}: no weights there; `lynx-video download base` fetches the base.")
         for file in sorted(files):
             read_header(file)
+    for part, names in (("scheduler", ("scheduler_config.json",)), ("tokenizer", ("tokenizer.json", "spiece.model"))):
+        if not any((Path(base) / part / name).is_file() for name in names):
+            raise BadWeights(f"{Path(base) / part}: no {' or '.join(names)} there; `lynx-video download base` fetches the base.")
 
 
-def load_base(base: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """Tokenizer, text encoder, VAE, transformer and scheduler, frozen, in evaluation mode. Raises BadWeights naming the part."""
+def load_base(base: str, dtype: torch.dtype, device: str, *, idle_models: str = "keep") -> dict[str, Any]:
+    """Tokenizer, text encoder, VAE, transformer and scheduler, frozen, in evaluation mode.
+
+    idle_models: unless "keep", text encoder and VAE stay in host memory. Raises BadWeights naming the part of a folder, LynxError
+    for a hub id; what a lack of memory raises comes through as it is.
+    """
     import torch
     from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
     from transformers import AutoTokenizer, UMT5EncoderModel
@@ -86,12 +93,10 @@ def load_base(base: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
     vae_dtype = torch.float32 if dtype == torch.float16 else dtype
     loaders: dict[str, Callable[[], Any]] = {
         "tokenizer": lambda: AutoTokenizer.from_pretrained(base, subfolder="tokenizer"),
-        "text_encoder": lambda: UMT5EncoderModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype).to(device).eval(),
-        "vae": lambda: AutoencoderKLWan.from_pretrained(base, subfolder="vae", torch_dtype=vae_dtype).to(device).eval(),
-        "transformer": lambda: (
-            WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=dtype).to(device).eval()
-        ),
         "scheduler": lambda: UniPCMultistepScheduler.from_pretrained(base, subfolder="scheduler"),
+        "text_encoder": lambda: UMT5EncoderModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype).eval(),
+        "vae": lambda: AutoencoderKLWan.from_pretrained(base, subfolder="vae", torch_dtype=vae_dtype).eval(),
+        "transformer": lambda: WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=dtype).eval(),
     }
     loaded: dict[str, Any] = {}
     for part, loader in loaders.items():
@@ -99,10 +104,16 @@ def load_base(base: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
             loaded[part] = loader()
         except ImportError as error:
             raise MissingDependency(f"{part} of {base} can't be loaded: {_first_line(error)}.") from error
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except Exception as error:
+            if not Path(base).is_dir():
+                raise LynxError(f"{part} of the base {base} can't be loaded from the hub ({_first_line(error)}).") from error
             raise BadWeights(f"{Path(base) / part} can't be loaded ({_first_line(error)}); download the base again.") from error
         if part not in ("tokenizer", "scheduler"):
             loaded[part].requires_grad_(False)
+            if part == "transformer" or idle_models == "keep":
+                loaded[part].to(device)
     return loaded
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_video.config import GenerateConfig
+from lynx_video.errors import BadRequest
 from lynx_video.pipeline.denoise import Step
 from lynx_video.pipeline.enrol import Enrolment
 from lynx_video.pipeline.generate import generate
@@ -33,9 +36,10 @@ class LynxPipeline:
         *,
         torch_dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
+        idle_models: str = "keep",
     ) -> LynxPipeline:
         """As `load`; without arguments the nano model."""
-        return cls(load(base=base, adapter=adapter, dtype=torch_dtype, device=device))
+        return cls(load(base=base, adapter=adapter, dtype=torch_dtype, device=device, idle_models=idle_models))
 
     @property
     def transformer(self) -> Any:
@@ -50,5 +54,14 @@ class LynxPipeline:
         callback_on_step_end: Callable[[Step], None] | None = None,
         **settings: Any,
     ) -> Clip:
-        """A clip; `settings` are the fields of GenerateConfig (num_frames=, seed=, guidance_scale=, ...)."""
+        """A clip; `settings` are the fields of GenerateConfig (num_frames=, seed=, guidance_scale=, ...).
+
+        Raises BadRequest for a setting that does not exist.
+        """
+        known = [one.name for one in fields(GenerateConfig)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"the settings are {', '.join(known)}."
+                raise BadRequest(f"there is no setting {name!r}; {hint}")
         return generate(self.components, image, prompt, GenerateConfig(**settings), on_step=callback_on_step_end)

@@ -11,7 +11,6 @@ import torch
 
 from lynx_video.errors import BadRequest
 from lynx_video.face.align import arcface_crop, reference_crop
-from lynx_video.face.likeness import signed
 from lynx_video.face.record import FaceRecord
 from lynx_video.types import Face, Identity
 
@@ -43,6 +42,7 @@ def identify(
     BadRequest for a face index that does not exist.
     """
     from lynx_video.face.detect import choose_face, find_faces
+    from lynx_video.face.embed import embed_crop, encoder_hash
     from lynx_video.face.quality import face_warnings
     from lynx_video.media.image import file_hash, read_picture
 
@@ -53,7 +53,7 @@ def identify(
     face, warnings = None, []
     points: Points
     if record is not None:
-        points, embedding = record.points, torch.tensor(record.embedding)
+        points, embedding, encoder = record.points, torch.tensor(record.embedding), "record"
         aligned = arcface_crop(picture, points)
     else:
         found = find_faces(picture, faces.detector())
@@ -61,13 +61,14 @@ def identify(
         warnings = face_warnings(picture, face)
         points = face.points
         aligned = arcface_crop(picture, points)
-        embedding = faces.encoder()(signed(aligned[None]))[0].float().cpu()
+        embedding, encoder = embed_crop(faces.encoder(), aligned), encoder_hash(faces.encoder())
     identity = Identity(
         embedding=embedding,
         crop=reference_crop(picture, points, reference_size),
         aligned=aligned,
         portrait_hash=portrait_hash,
         consent=consent,
+        encoder=encoder,
     )
     return Sitter(identity, face, warnings)
 
@@ -84,4 +85,5 @@ def merge(identities: Sequence[Identity]) -> Identity:
         aligned=first.aligned,
         portrait_hash="+".join(one.portrait_hash for one in identities),
         consent=first.consent,
+        encoder=first.encoder if all(one.encoder == first.encoder for one in identities) else "",
     )

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NANO = Path(__file__).parent.parent / "nano" / "weights"
 DTYPES = ("bf16", "fp16", "fp32")
+IDLE_MODELS = ("keep", "offload", "free")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +104,15 @@ class Components:
     dtype: torch.dtype
 
     @property
+    def shape(self) -> BaseShape:
+        """Width, heads and blocks of the transformer."""
+        from lynx_video.adapters.weights import BaseShape
+
+        heads = int(self.transformer.config.num_attention_heads)
+        width = heads * int(self.transformer.config.attention_head_dim)
+        return BaseShape(width=width, heads=heads, blocks=self.blocks)
+
+    @property
     def temporal_factor(self) -> int:
         """Frames a latent frame stands for."""
         return int(self.vae.config.scale_factor_temporal)
@@ -154,13 +164,13 @@ def photograph_faces(
     models: Path, *, detector: Path | None = None, arcface: Path | None = None, device: str = "cpu"
 ) -> FaceModels:
     """SCRFD (or YuNet) and the official ArcFace, from `models/face` or by path."""
-    from lynx_video.face.detect import SCRFD, YuNet
+    from lynx_video.face.detect import load_detector
     from lynx_video.face.embed import load_arcface
 
     found = detector or models / "face" / "buffalo_l"
     weights = arcface or models / "face" / "recognition_arcface_ir_se50.pth"
     return FaceModels(
-        detector=functools.cache(lambda: YuNet(found) if "yunet" in found.name.lower() else SCRFD(found)),
+        detector=functools.cache(lambda: load_detector(found)),
         encoder=functools.cache(lambda: load_arcface(weights, device)),
     )
 
@@ -184,13 +194,15 @@ def load(
     with_adapter: bool = True,
     faces: FaceModels | None = None,
     models: str | Path = "models",
+    idle_models: str = "keep",
 ) -> Components:
     """Load a model.
 
     model: nano, nano-lite, lynx-full or lynx-lite; base and adapter override its paths. base: a folder in the diffusers layout or a hub
     id. adapter: a folder, a file or several. dtype: bf16, fp16, fp32 or a torch dtype; None: bf16 on CUDA, fp32 elsewhere.
     parts: {"identity"}, {"reference"} or both; None: all the adapter has. with_adapter: False loads no adapter weights, for
-    identities that bring their memories. Raises BadWeights for files that are missing, cut, mixed or made for another base, before
+    identities that bring their memories. idle_models: as in GenerateConfig; unless "keep", only the transformer is put on the device
+    now, and the rest when it is needed. Raises BadWeights for files that are missing, cut, mixed or made for another base, before
     the base's weights are read; BadRequest for unknown names.
     """
     return assemble(
@@ -204,7 +216,8 @@ def load(
             with_adapter=with_adapter,
             faces=faces,
             models=models,
-        )
+        ),
+        idle_models=idle_models,
     )
 
 
@@ -265,16 +278,19 @@ def survey(
     )
 
 
-def assemble(blueprint: Blueprint) -> Components:
-    """Read the weights of a surveyed model. Raises BadWeights for a base that cannot be loaded."""
+def assemble(blueprint: Blueprint, *, idle_models: str = "keep") -> Components:
+    """Read the weights of a surveyed model; idle_models as in `load`. Raises BadWeights for a base that cannot be loaded."""
     import torch
 
     from lynx_video.adapters.attach import Adapter, AdapterConfig
     from lynx_video.adapters.weights import load_adapter
 
-    base = load_base(blueprint.base_name, blueprint.dtype, blueprint.device)
+    if idle_models not in IDLE_MODELS:
+        raise BadRequest(f"idle_models must be one of {', '.join(IDLE_MODELS)}, got {idle_models!r}.")
+    base = load_base(blueprint.base_name, blueprint.dtype, blueprint.device, idle_models=idle_models)
     if blueprint.files is not None:
-        adapter = load_adapter(blueprint.files, dtype=blueprint.dtype, device=blueprint.device)
+        device = blueprint.device if idle_models == "keep" else "cpu"
+        adapter = load_adapter(blueprint.files, dtype=blueprint.dtype, device=device)
     else:
         adapter = Adapter(AdapterConfig(width=blueprint.shape.width, heads=blueprint.shape.heads))
     adapter.attach(base["transformer"])
