@@ -48,6 +48,8 @@ class Row:
     right: dict[str, list[float]] = field(default_factory=lambda: {"wall": [], "shirt": [], "motion": []})
     seconds: list[float] = field(default_factory=list)
     clips: list[NDArray[np.uint8]] = field(default_factory=list)
+    told: list[tuple[str, str]] = field(default_factory=list)
+    "motion asked for, motion told by the tracks"
 
 
 def main() -> None:
@@ -118,6 +120,7 @@ def _score(row: Row, frames: NDArray[np.uint8], seconds: float, wanted: dict[str
     row.right["shirt"].append(float(probes.shirt(frames) == wanted["shirt"]))
     told = probes.motion(np.stack(points), frames.shape[2]) if len(points) == len(frames) else "no face"
     row.right["motion"].append(float(told == wanted["motion"]))
+    row.told.append((wanted["motion"], told))
     row.seconds.append(seconds)
     row.clips.append(frames)
 
@@ -148,6 +151,11 @@ def _report(request: Any, components: Any, rows: dict[str, Row], sitters: list[A
         results[name]["seconds"] = float(np.median(row.seconds))
         cells = [f"{middle:.3f} [{low:.2f}, {high:.2f}]" for middle, low, high in (results[name][key] for key in measures)]
         lines.append(f"| {name} | {' | '.join(cells)} | {results[name]['seconds']:.2f} |")
+    lines += ["", "| motion told right | " + " | ".join(rows) + " |", "| --- " * (len(rows) + 1) + "|"]
+    for motion in faces.MOTIONS:
+        cells = [f"{sum(told == motion for asked, told in row.told if asked == motion)}" for row in rows.values()]
+        asked = sum(asked == motion for asked, _ in next(iter(rows.values())).told)
+        lines.append(f"| {motion} (n = {asked}) | {' | '.join(cells)} |")
     print("\n".join(lines))
     request.output.mkdir(parents=True, exist_ok=True)
     stem = request.model

@@ -156,7 +156,12 @@ def run(plan: Plan, progress: Callable[[Progress], None] | None = None) -> list[
 
 def _plan_source(asset: str, source: Source, folder: Path, record: dict[str, Any], to_bfloat16: bool) -> list[PlannedFile]:
     known = {local: entry for local, entry in record["files"].items() if entry["repo"] == source.repo}
-    if _pinned(source) and record.get("complete") and known and all(entry["commit"] == source.revision for entry in known.values()):
+    if (
+        _pinned(source)
+        and record.get("complete")
+        and known
+        and all(entry["commit"] == source.revision for entry in known.values())
+    ):
         # A pinned commit does not change: the record tells all, and a complete folder can be checked without a network.
         commit = source.revision
         listed = tuple(HubFile(path=e["remote"], bytes=e["source_bytes"], sha256=e["source_sha256"]) for e in known.values())

@@ -56,6 +56,19 @@ def test_save_and_load(arm, attached, tmp_path):
     assert same(official_parameters(load_adapter(files, dtype=torch.float32)), official_parameters(adapter))
 
 
+def test_nothing_is_left_of_a_save_that_fails(attached, tmp_path, monkeypatch):
+    import safetensors.torch
+
+    def fails(_, file):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fails)
+    with pytest.raises(OSError, match="No space"):
+        save_adapter(attached("lite"), tmp_path / "adapter")
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_loaded_adapters_are_frozen_and_in_the_asked_dtype(arm):
     adapter = load_adapter(inspect([GOLDEN / f"lynx_{arm}"], BASE), dtype=torch.bfloat16)

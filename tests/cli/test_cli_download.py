@@ -1,5 +1,7 @@
 """`lynx-video download`: the plan is shown, nothing is fetched unasked, and the end is counted. What a run does is tested below."""
 
+import json
+
 import pytest
 
 from lynx_video.download import Outcome, Plan, PlannedFile, Progress
@@ -48,3 +50,26 @@ def test_yes_fetches_with_a_bar_and_says_how_it_went(lynx, fetched, tmp_path):
     assert done.out.endswith(f"{tmp_path}: 1 fetched\n")
     assert "fetch weights.pth: 100%" in done.err
     assert lynx("download", "face", "-y", "--quiet").err == ""
+
+
+def test_json_is_one_object(lynx, fetched, tmp_path):
+    done = lynx("download", "face", "--models", tmp_path, "--yes", "--json")
+    assert (done.code, done.err, len(fetched)) == (0, "", 1)
+    facts = json.loads(done.out)
+    assert (facts["fetched"], facts["kept"], facts["assets"]) == (1, 0, ["face"])
+    assert facts["files"] == [{"path": str(tmp_path / "face" / "weights.pth"), "action": "fetched"}]
+    unasked = lynx("download", "face", "--models", tmp_path, "--json")
+    assert (unasked.code, unasked.out) == (2, "")
+    assert "licence: buffalo_l: non-commercial" in unasked.err
+
+
+@pytest.mark.usefixtures("fetched")
+def test_interrupted_says_that_what_has_arrived_is_kept(lynx, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lynx_video.download.run", interrupted)
+    done = lynx("download", "face", "--models", tmp_path, "--yes", "--quiet")
+    assert done.code == 130
+    assert "interrupted; what has arrived is kept" in done.err
+    assert "nothing half-written" not in done.err

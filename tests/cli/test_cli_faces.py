@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from lynx_video.cli.demo import contact_sheet
+from lynx_video.errors import BadOutput
 from lynx_video.media.image import read_picture, write_picture
+from lynx_video.media.video import read_metadata
 from lynx_video.nano.people import portrait
 from lynx_video.pipeline.load import NANO
 
@@ -77,11 +79,48 @@ def test_a_record_holds_the_chosen_face(lynx, two_people, tmp_path):
     assert (beyond.code, (tmp_path / "m.png").exists()) == (2, False)
 
 
+@needs_faces
+def test_a_record_stays_only_if_the_picture_could_be_written(lynx, two_people, tmp_path, monkeypatch):
+    def full(*_):
+        raise BadOutput("the disk is full.")
+
+    before = sorted(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("lynx_video.media.image.write_picture", full)
+        failed = lynx("faces", two_people, "--record", tmp_path / "new" / "r.json", "-o", tmp_path / "n.png", "--quiet")
+    assert (failed.code, failed.err) == (2, "error: the disk is full.\n")
+    assert sorted(tmp_path.iterdir()) == before
+    done = lynx("faces", two_people, "--record", tmp_path / "new" / "r.json", "-o", tmp_path / "n.png", "--quiet")
+    assert (done.code, done.err) == (0, "")
+    assert (tmp_path / "new" / "r.json").is_file()
+
+
+@needs_nano
+def test_a_demo_leaves_all_or_nothing_and_names_its_portrait(lynx, tmp_path, monkeypatch):
+    def full(*_):
+        raise BadOutput("the disk is full.")
+
+    folder = tmp_path / "demo"
+    request = ("demo", "--output-dir", folder, "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr("lynx_video.cli.demo.contact_sheet", full)
+        assert lynx(*request).code == 2
+        assert not folder.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("lynx_video.nano.people.portrait", lambda *_: np.full((256, 256, 3), 90, np.uint8))
+        nobody = lynx(*request)
+    assert nobody.code == 2
+    assert nobody.err.startswith(f"error: {folder / 'portrait.png'}: No face was found")
+    assert not folder.exists()
+
+
 @needs_nano
 def test_the_demo_draws_a_person_and_films_them(lynx, tmp_path):
     done = lynx("demo", "--output-dir", tmp_path / "demo", "--seed", 7)
     assert done.code == 0, done.err
     assert sorted(file.name for file in (tmp_path / "demo").iterdir()) == ["clip.mp4", "portrait.png", "sheet.png"]
     assert np.array_equal(read_picture(tmp_path / "demo" / "portrait.png"), portrait(7))
+    assert read_metadata(tmp_path / "demo" / "clip.mp4")["portrait"] == "portrait.png"
+    assert read_metadata(tmp_path / "demo" / "clip.mp4")["face_index"] == 0
     assert "similarity" in done.out
     assert "lynx-video generate --subject-image" in done.out

@@ -90,6 +90,56 @@ def test_the_references_lite_command(cases, golden, record, tmp_path, monkeypatc
     assert read_video(clip)[1] == 24.0
 
 
+def test_lite_of_the_reference_ignores_the_identity_guidance(cases, golden, record, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    for number, added in enumerate((["--guidance_scale_i", "2.0"], ["--guidance-scale-i=2.0"])):
+        command = ["infer_lite.py", *added, *flags_of(cases["lite"], record), "--save_tensors", f"{number}.safetensors"]
+        monkeypatch.setattr(sys, "argv", [*command, "-o", f"{number}.mp4"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(ROOT / "infer_lite.py"), run_name="__main__")
+        said = capfd.readouterr().err
+        assert end.value.code == 0, said
+        assert "warning: --guidance_scale_i 2.0 is ignored" in said
+        assert_golden(tmp_path / f"{number}.safetensors", golden("lite"))
+
+
+def test_options_that_do_nothing_are_named(lynx, request_of, tmp_path):
+    def warned(*added, arm="full"):
+        done = lynx(*request_of(*added, "-o", tmp_path / "clip.mp4", "--overwrite", "--json", arm=arm))
+        assert done.code == 0, done.err
+        return [line for line in json.loads(done.out)["warnings"] if "nothing" in line]
+
+    reference = ["--ref-* options do nothing: this adapter has no reference part."]
+    assert warned("--ref-scale", 0.5, arm="lite") == warned("--ref-blocks", "0-1", arm="lite") == reference
+    assert warned("--ref-scale", 0.5, "--ref-blocks", "0-1", "--ip-blocks", "0") == []
+    assert warned(arm="lite") == warned("--ref-scale", 0, arm="lite") == []
+    weak = ("--guidance-scale", 1, "--guidance-scale-i", 2)
+    assert warned(*weak) == ["--guidance-scale-i does nothing: there is no guidance at --guidance-scale 1."]
+    assert len(warned(*weak, "--ip-scale", 0, "--ref-scale", 0)) == 1
+    assert warned(*weak[:2], "--guidance-scale-i", "none") == []
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "ref_layers.safetensors").symlink_to(GOLDEN / "lynx_full" / "ref_layers.safetensors")
+    full, two = GOLDEN / "lynx_full", ("--guidance-scale-i", "none", "-o", tmp_path / "alone.mp4", "--json")
+    done = lynx(*(alone if one == full else one for one in request_of("--ip-start", 0.5, *two)))
+    assert done.code == 0, done.err
+    assert "--ip-* options do nothing: this adapter has no identity part." in json.loads(done.out)["warnings"]
+
+
+def test_the_settings_say_whose_face_it_is(lynx, request_of, record, tmp_path):
+    clip, identity = tmp_path / "clip.mp4", tmp_path / "alice.safetensors"
+    assert lynx(*request_of("-o", clip)).code == 0
+    keys = ("portrait", "identity_file", "face_index", "face_record")
+    assert [read_metadata(clip)[key] for key in keys] == ["subject.png", None, None, True]
+    base = ("--base-model-path", GOLDEN / "base", "--adapter-path", GOLDEN / "lynx_lite")
+    portrait = GOLDEN / "subject.png"
+    assert lynx("enroll", portrait, "--face-record", record("lite"), "-o", identity, *base).code == 0
+    tiny = ("--num-frames", 5, "--height", 64, "--width", 64, "--num-inference-steps", 1)
+    asked = ("generate", "--identity", identity, *base[:2], "--prompt", "A person smiles.", *tiny)
+    facts = json.loads(lynx(*asked, "-o", clip, "--overwrite", "--json").out)
+    assert [facts["settings"][key] for key in keys] == [None, "alice.safetensors", None, False]
+
+
 def test_every_setting_is_an_option_with_its_help(lynx):
     said = lynx("generate", "--help").out
     for one in fields(GenerateConfig):
@@ -109,12 +159,13 @@ def test_json_is_one_object_and_nothing_else(lynx, request_of, tmp_path):
     assert read_metadata(clip)["ip_blocks"] == [0, 1, 3]
 
 
-def test_quiet_says_the_result_alone(lynx, request_of, tmp_path):
+def test_quiet_says_the_result_and_warnings_alone(lynx, request_of, tmp_path):
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("A person nods.\n", encoding="utf-8")
     clip = tmp_path / "clip.mp4"
     done = lynx(*request_of("--quiet", "-o", clip, "--prompt", prompt))
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.out.count("\n")) == (0, 1)
+    assert done.err == "warning: no safety checker looks at portrait and frames (a toy base).\n"
     assert read_metadata(clip)["prompt"] == "A person nods."
 
 
@@ -208,7 +259,10 @@ def test_a_fault_of_ours_is_one_sentence_and_the_way_to_the_traceback(lynx, requ
     monkeypatch.setattr("lynx_video.pipeline.generate.denoise", broken)
     done = lynx(*request_of("-o", tmp_path / "clip.mp4", "--quiet"))
     assert (done.code, done.out) == (1, "")
-    assert done.err == "internal error: ZeroDivisionError: by nothing (LYNX_VIDEO_DEBUG=1 shows the traceback)\n"
+    assert done.err.startswith("warning: no safety checker")
+    assert done.err.splitlines()[1:] == [
+        "internal error: ZeroDivisionError: by nothing (LYNX_VIDEO_DEBUG=1 shows the traceback)"
+    ]
     monkeypatch.setenv("LYNX_VIDEO_DEBUG", "1")
     assert "Traceback" in lynx(*request_of("-o", tmp_path / "clip.mp4", "--quiet")).err
 

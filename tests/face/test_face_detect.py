@@ -17,6 +17,7 @@ from lynx_video.face.detect import (
     face_of_row,
     find_faces,
     letterbox,
+    load_detector,
     strongest,
 )
 from lynx_video.types import Face
@@ -375,3 +376,23 @@ def test_drawing_marks_each_face_and_leaves_the_picture_alone():
     assert yellow[:40, :60].any()  # the number above the first box
     assert yellow[:30, 120:].any()  # and inside the picture for a box that leaves it
     np.testing.assert_array_equal(draw_faces(image, []), image)
+
+
+def test_a_detector_is_told_by_its_outputs(tmp_path, capfd):
+    assert type(load_detector(yunet_model(tmp_path / "face.onnx"))) is YuNet
+    assert type(load_detector(scrfd_model(tmp_path / "not_yunet.onnx"))) is SCRFD
+    (tmp_path / "yunets").mkdir()
+    scrfd_model(tmp_path / "yunets" / "det_10g.onnx")
+    assert type(load_detector(tmp_path / "yunets")) is SCRFD
+    (tmp_path / "no.onnx").write_bytes(b"no model")
+    for path in (tmp_path / "gone.onnx", tmp_path / "no.onnx", yunet_model(tmp_path / "partial.onnx", skip=("kps_16",))):
+        with pytest.raises(BadWeights, match=path.name):
+            load_detector(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_photograph_faces_take_a_yunet_of_any_name(tmp_path):
+    from lynx_video.pipeline.load import photograph_faces
+
+    faces = photograph_faces(tmp_path, detector=yunet_model(tmp_path / "face.onnx"))
+    assert type(faces.detector()) is YuNet

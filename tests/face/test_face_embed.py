@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lynx_video.errors import BadPicture, BadRequest, BadWeights
-from lynx_video.face.embed import IRSE, FaceEncoder, IRSEConfig, embed_crop, load_arcface
+from lynx_video.face.embed import IRSE, FaceEncoder, IRSEConfig, embed_crop, encoder_hash, load_arcface
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MANIFEST = json.loads((GOLDEN / "manifest_arcface.json").read_text())
@@ -222,3 +222,15 @@ def test_wrong_keys_and_shapes_are_named(tmp_path, state, change, words):
 def test_configs_that_cannot_work(fields):
     with pytest.raises(BadRequest, match="IRSEConfig"):
         IRSEConfig(**fields)
+
+
+def test_an_encoder_is_known_by_its_weights(tmp_path, state):
+    save_file(state, tmp_path / "toy.safetensors")
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "toy.pth")
+    one, same = (load_arcface(tmp_path / name) for name in ("toy.safetensors", "toy.pth"))
+    assert one.hash == same.hash == encoder_hash(one)
+    assert len(one.hash) == 64
+    name = next(name for name, value in state.items() if value.ndim == 4)
+    save_file(state | {name: state[name] + 1}, tmp_path / "other.safetensors")
+    assert load_arcface(tmp_path / "other.safetensors").hash != one.hash
+    assert encoder_hash(lambda crops: crops) == ""

@@ -1,14 +1,15 @@
 """Face records there and back, and every way in which one can be wrong."""
 
 import json
+import os
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from lynx_video.errors import BadOutput, BadRequest
-from lynx_video.face import record
 from lynx_video.face.record import read_record, write_record
 
 POINTS = np.array([[198.1, 104], [246, 106], [224, 130.3], [202, 150], [243, 151]], dtype=np.float32)
@@ -53,7 +54,7 @@ def test_replaces_a_file_only_when_the_new_one_is_whole(tmp_path, embedding, mon
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(record.os, "fdopen", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(BadOutput, match="No space left"):
         write_record(path, POINTS, embedding)
     assert path.read_text() == "old"
@@ -64,12 +65,24 @@ def test_replaces_a_file_only_when_the_new_one_is_whole(tmp_path, embedding, mon
 
 
 def test_place_that_cannot_be_written(tmp_path, embedding):
-    with pytest.raises(BadOutput, match="nowhere"):
-        write_record(tmp_path / "nowhere" / "face.json", POINTS, embedding)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadOutput, match="file"):
+        write_record(tmp_path / "file" / "face.json", POINTS, embedding)
     (tmp_path / "folder").mkdir()
     with pytest.raises(BadOutput, match="folder"):
         write_record(tmp_path / "folder", POINTS, embedding)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_the_file_mode_mask_is_left_alone(tmp_path, embedding, monkeypatch):
+    """The mask belongs to the whole process: another thread would write files for everybody meanwhile."""
+
+    def changed(mask):
+        raise AssertionError(f"umask was set to {mask}")
+
+    monkeypatch.setattr(os, "umask", changed)
+    write_record(tmp_path / "new" / "face.json", POINTS, embedding)
+    assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["face.json"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The loop: its noise, its timesteps, its callback, and what is in scope when."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from lynx_video import GenerateConfig
 from lynx_video.adapters.attach import Influence
 from lynx_video.adapters.memory import text_memory
-from lynx_video.errors import Cancelled
+from lynx_video.errors import BadRequest, Cancelled
 from lynx_video.flow import interpolate, velocity
 from lynx_video.pipeline.denoise import denoise, initial_noise, set_timesteps
 from lynx_video.pipeline.generate import generate, make_scheduler
@@ -121,3 +122,19 @@ def test_window_of_steps(full, golden):
     run(full, golden, on_step=lambda step: windowed.append(step.latents), identity=Influence(stop=0.5))
     assert [torch.equal(a, b) for a, b in zip(on, windowed, strict=True)] == [True, True, False, False]
     assert torch.equal(run(full, golden, identity=Influence(start=1.0)), alone[-1])
+
+
+def test_a_scheduler_of_another_kind_stays_what_it_is(full, sitter, tiny):
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+    own = FlowMatchEulerDiscreteScheduler(shift=7.0)
+    fresh = make_scheduler(own, GenerateConfig())
+    assert type(fresh) is FlowMatchEulerDiscreteScheduler
+    assert fresh is not own
+    assert fresh.config.shift == 7.0
+    assert make_scheduler(own, GenerateConfig(flow_shift=2.0)).config.shift == 2.0
+    assert make_scheduler(own, GenerateConfig(scheduler="euler")).config.shift == 7.0
+    with pytest.raises(BadRequest, match="DDIMScheduler has no shift"):
+        make_scheduler(DDIMScheduler(), GenerateConfig(flow_shift=2.0))
+    clip = generate(replace(full, scheduler=own), sitter(), "A person waves.", tiny())
+    assert (clip.settings["scheduler"], clip.settings["flow_shift"]) == ("FlowMatchEulerDiscreteScheduler", 7.0)

@@ -1,13 +1,15 @@
 """The identity file: written, read, used without the adapter, and refused where it does not fit."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lynx_video.errors import BadRequest, BadWeights
+from lynx_video.errors import BadOutput, BadRequest, BadWeights
 from lynx_video.pipeline.enrol import enrol, load_enrolment, save_enrolment, usable_memories
 from lynx_video.pipeline.generate import generate
 from lynx_video.pipeline.identify import merge
@@ -84,9 +86,46 @@ def test_another_base_or_adapter(alice, full, lite, tiny, load_golden):
     assert usable_memories(lite, who) is None
 
 
+def forbidden():
+    raise AssertionError("the face encoder is not needed")
+
+
 @pytest.mark.parametrize("latent", ["mean", "sample"])
-def test_projected_again_for_another_adapter(alice, latent, lite, sitter, tiny):
-    """The embedding is taken again from the aligned crop, by the encoder of the adapter at hand."""
+def test_projected_again_for_another_adapter_of_the_base(alice, latent, lite, sitter, tiny):
+    """The embedding that was enrolled counts, which may be the mean of several photos: no face encoder is asked."""
+    mean = torch.nn.functional.normalize(torch.ones(512), dim=0)
+    who = replace(load_enrolment(alice), identity=replace(sitter(), embedding=mean))
+    clip = generate(replace(lite, faces=replace(lite.faces, encoder=forbidden)), who, PROMPT, tiny(reference_latent=latent))
+    expected = generate(lite, replace(sitter(), embedding=mean), PROMPT, tiny(reference_latent=latent))
+    assert torch.equal(clip.latents, expected.latents)
+
+
+def test_projected_again_for_another_base_with_the_same_encoder(alice, lite, sitter, tiny):
+    from lynx_video.face.embed import IRSE, FaceEncoder, IRSEConfig, encoder_hash
+
+    encoders = [FaceEncoder(IRSE(IRSEConfig(widths=(8, 12), units=(1, 1)))) for _ in range(2)]
+    assert len({encoder_hash(encoder) for encoder in encoders}) == 2
+    mean = torch.nn.functional.normalize(torch.ones(512), dim=0)
+    identity = replace(sitter(), embedding=mean, encoder=encoder_hash(encoders[0]))
+    who = replace(load_enrolment(alice), identity=identity, base_hash="0" * 64)
+    same, other = (replace(lite, faces=replace(lite.faces, encoder=lambda e=e: e)) for e in encoders)
+    expected = generate(lite, identity, PROMPT, tiny(reference_latent="mean"))
+    assert torch.equal(generate(same, who, PROMPT, tiny()).latents, expected.latents)
+    with pytest.warns(UserWarning, match="another face encoder"):
+        assert not torch.equal(generate(other, who, PROMPT, tiny()).latents, expected.latents)
+
+
+def test_a_file_says_which_encoder_made_it(full, sitter, tmp_path):
+    assert sitter().encoder == "record"
+    save_enrolment(tmp_path / "a.safetensors", enrol(full, replace(sitter(), encoder="abc")))
+    assert load_enrolment(tmp_path / "a.safetensors").identity.encoder == "abc"
+    assert merge([sitter(), sitter()]).encoder == "record"
+    assert merge([sitter(), replace(sitter(), encoder="abc")]).encoder == ""
+
+
+@pytest.mark.parametrize("latent", ["mean", "sample"])
+def test_projected_again_for_another_base(alice, latent, lite, sitter, tiny):
+    """The embedding is taken again from the aligned crop, by the encoder of the adapter at hand, and not in silence."""
     seen = []
 
     def encoder(crops):
@@ -94,8 +133,11 @@ def test_projected_again_for_another_adapter(alice, latent, lite, sitter, tiny):
         return sitter().embedding[None]
 
     faces = replace(lite.faces, encoder=lambda: encoder)
-    who = replace(load_enrolment(alice), identity=replace(sitter(), embedding=torch.ones(512) / 512**0.5))
-    clip = generate(replace(lite, faces=faces), who, PROMPT, tiny(reference_latent=latent))
+    who = replace(
+        load_enrolment(alice), base_hash="0" * 64, identity=replace(sitter(), embedding=torch.ones(512) / 512**0.5, encoder="")
+    )
+    with pytest.warns(UserWarning, match="unknown encoder and from another base"):
+        clip = generate(replace(lite, faces=faces), who, PROMPT, tiny(reference_latent=latent))
     assert seen == [(1, 3, 112, 112)]
     assert torch.equal(clip.latents, generate(lite, sitter(), PROMPT, tiny(reference_latent=latent)).latents)
 
@@ -148,3 +190,70 @@ def test_several_photos(sitter):
     assert torch.allclose(merge([first]).embedding, first.embedding)
     with pytest.raises(BadRequest, match="at least one"):
         merge([])
+
+
+def rewrite(path, change, about=None):
+    """The file again, with its tensors as `change` gives them and its facts as `about` does."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    if about is not None:
+        metadata = {"lynx_video": json.dumps(about(json.loads(metadata["lynx_video"])))}
+    save_file(change(load_file(path)), path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: {k: v for k, v in t.items() if not k.startswith("person.")}, "memories of person are missing"),
+        (lambda t: {k: v for k, v in t.items() if not k.startswith("nobody.")}, "memories of nobody are missing"),
+        (lambda t: {k: v for k, v in t.items() if not k.startswith("person.identity.")}, "differ"),
+        (lambda t: {k: v for k, v in t.items() if ".identity.2." not in k}, "some blocks"),
+        (lambda t: t | {k: v[0].clone() for k, v in t.items() if "." in k}, "expected one \\[1, tokens"),
+        (lambda t: t | {k: v[:, :1].clone() for k, v in t.items() if ".identity.2." in k}, "expected one \\[1, tokens"),
+        (lambda t: t | {"embedding": torch.zeros(256)}, "embedding"),
+        (lambda t: t | {"embedding": torch.full((512,), float("nan"))}, "embedding"),
+        (lambda t: t | {"embedding": torch.zeros(512, dtype=torch.int64)}, "embedding"),
+        (lambda t: t | {"aligned": torch.zeros(64, 64, 3, dtype=torch.uint8)}, "aligned"),
+        (lambda t: t | {"crop": torch.zeros(256, 256, 3)}, "crop"),
+        (lambda t: t | {"crop": torch.tensor(0, dtype=torch.uint8)}, "crop"),
+    ],
+)
+def test_a_file_with_other_tensors(change, words, alice):
+    rewrite(alice, change)
+    with pytest.raises(BadWeights, match=words) as caught:
+        load_enrolment(alice)
+    assert str(alice) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "about", [list, lambda _: None, lambda _: "x", lambda a: a | {"consent": 3}, lambda a: a | {"base_hash": []}]
+)
+def test_a_file_with_other_facts(about, alice):
+    rewrite(alice, dict, about)
+    with pytest.raises(BadWeights, match=r"identity file|is no text"):
+        load_enrolment(alice)
+
+
+@pytest.mark.parametrize("lost", ["encoder", "blocks"])
+def test_a_file_of_before(lost, alice):
+    rewrite(alice, dict, lambda about: {key: value for key, value in about.items() if key != lost})
+    assert load_enrolment(alice).memories.keys() == {"person", "nobody"}
+
+
+def test_memories_of_other_heads(alice, full, tiny):
+    rewrite(alice, lambda t: t | {k: v.flatten(2).unflatten(2, (2, -1)).contiguous() for k, v in t.items() if "." in k})
+    with pytest.raises(BadWeights, match="4 heads of 24"):
+        generate(full, load_enrolment(alice), PROMPT, tiny())
+
+
+def test_a_full_disk(full, sitter, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    enrolled = enrol(full, sitter())
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    with pytest.raises(BadOutput, match=r"a\.safetensors: cannot be written \(No space left"):
+        save_enrolment(tmp_path / "new" / "a.safetensors", enrolled)
+    assert list(tmp_path.iterdir()) == []

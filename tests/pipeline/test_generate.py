@@ -1,6 +1,7 @@
 """Whole generations: the reference's, from noise to frames, and what can be asked for."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -50,9 +51,15 @@ def test_the_clip_says_how_it_was_made(full, sitter, tiny):
     assert settings["guidance_scale_i"] == 2.0
     assert settings["ip_blocks"] == [0, 2]
     assert len(settings["base_hash"]) == len(settings["adapter_hash"]) == len(settings["portrait_hash"]) == 64
-    import json
-
+    assert (settings["reference_latent"], settings["scheduler"], settings["flow_shift"]) == ("sample", "unipc", 3.0)
+    assert [settings[name] for name in ("portrait", "face_index", "face_record", "identity_file")] == [None] * 4
     assert json.loads(json.dumps(settings)) == settings
+    facts = {"portrait": "a.png", "face_index": 1, "face_record": "a.json", "seed": 9}
+    told = generate(full, sitter(), PROMPT, tiny(seed=5, reference_latent="mean", flow_shift=5), facts=facts).settings
+    assert (told["portrait"], told["face_index"], told["face_record"], told["seed"]) == ("a.png", 1, "a.json", 5)
+    assert (told["reference_latent"], told["flow_shift"]) == ("mean", 5.0)
+    euler = generate(full, sitter(), PROMPT, tiny(scheduler="euler")).settings
+    assert (euler["scheduler"], euler["flow_shift"]) == ("euler", 3.0)
 
 
 def test_same_seed_same_clip(full, sitter, tiny):
@@ -214,3 +221,39 @@ def test_in_the_shape_of_diffusers(full, sitter, tiny):
     assert torch.equal(clip.latents, generate(full, sitter(), PROMPT, tiny()).latents)
     assert len(steps) == 2
     assert pipe.transformer is full.transformer
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("num_frame", "did you mean num_frames?"), ("zzz", "the settings are negative_prompt")]
+)
+def test_a_setting_that_does_not_exist(name, words, full, sitter):
+    with pytest.raises(BadRequest) as caught:
+        LynxPipeline(full)(sitter(), PROMPT, **{name: 5})
+    assert repr(name) in str(caught.value)
+    assert words in str(caught.value)
+
+
+@pytest.fixture
+def moves(load_golden, monkeypatch):
+    """Components of their own, and the list of (name, device) of their moves by `.to`."""
+    loaded, moved = load_golden("full"), []
+    for name in ("text_encoder", "vae", "adapter"):
+        module = getattr(loaded, name)
+        monkeypatch.setattr(module, "to", lambda device, name=name, module=module: moved.append((name, str(device))) or module)
+    return loaded, moved
+
+
+def test_the_freed_text_encoder_is_not_moved_to_host_memory_first(moves, full, sitter, tiny):
+    loaded, moved = moves
+    clip = generate(loaded, sitter(), PROMPT, tiny(idle_models="free", ref_scale=0.0))
+    assert loaded.text_encoder is None
+    assert moved == [("adapter", "cpu"), ("vae", "cpu")]
+    assert torch.equal(clip.latents, generate(full, sitter(), PROMPT, tiny(ref_scale=0.0)).latents)
+
+
+def test_as_loaded_so_generated(moves, sitter, tiny):
+    loaded, moved = moves
+    loaded.idle_models = "offload"
+    clip = generate(loaded, sitter(), PROMPT, tiny())
+    assert clip.settings["idle_models"] == "offload"
+    assert moved == [(name, "cpu") for name in ("text_encoder", "vae", "adapter", "text_encoder", "vae")]

@@ -2,13 +2,15 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from lynx_video import load
-from lynx_video.errors import BadRequest, BadWeights
+from lynx_video.errors import BadRequest, BadWeights, LynxError
+from lynx_video.pipeline.load import assemble, survey
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -176,3 +178,80 @@ def test_hashes_tell_files_apart(tmp_path):
     files[2].write_bytes(b"x" * 69_999 + b"y")
     assert len({fingerprint([file]) for file in files}) == 3
     assert fingerprint(files[:1]) == fingerprint(files[:1])
+
+
+@pytest.mark.parametrize("part", ["scheduler/scheduler_config.json", "tokenizer/tokenizer.json"])
+def test_small_files_are_missed_before_weights_are_read(part, spoiled, monkeypatch):
+    from lynx_video.pipeline import load as module
+
+    base, file = spoiled(part, None)
+    monkeypatch.setattr(module, "load_base", lambda *_, **__: pytest.fail("weights are read"))
+    refused(BadWeights, str(file.parent), "lynx-video download base", base=base)
+
+
+def test_small_parts_come_first():
+    from lynx_video.pipeline.checkpoint import load_base
+
+    parts = list(load_base(str(GOLDEN / "base"), torch.float32, "cpu"))
+    assert set(parts[:2]) == {"tokenizer", "scheduler"}
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), torch.OutOfMemoryError),
+        (MemoryError(), MemoryError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), MemoryError),
+        (OSError("cut"), BadWeights),
+    ],
+)
+def test_a_lack_of_memory_is_no_damaged_file(raised, expected, monkeypatch):
+    from diffusers import WanTransformer3DModel
+
+    def fails(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(WanTransformer3DModel, "from_pretrained", fails)
+    with pytest.raises(expected):
+        load(base=GOLDEN / "base", adapter=GOLDEN / "lynx_full", device="cpu")
+
+
+def test_a_full_device_is_no_damaged_adapter(monkeypatch):
+    from lynx_video.adapters.weights import BaseShape, inspect, load_adapter
+
+    files = inspect([GOLDEN / "lynx_full"], BaseShape(width=96, heads=4, blocks=4))
+
+    def fails(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.Tensor, "to", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_adapter(files, dtype=torch.float32)
+
+
+def test_the_hub_s_fault_is_not_the_request_s(monkeypatch):
+    from transformers import AutoTokenizer
+
+    from lynx_video.pipeline.checkpoint import load_base
+
+    def fails(*_, **__):
+        raise OSError("We couldn't connect to 'https://huggingface.co'.")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", fails)
+    with pytest.raises(LynxError, match="tokenizer of the base some/base") as caught:
+        load_base("some/base", torch.float32, "cpu")
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize(("idle", "others"), [("keep", "meta"), ("offload", "cpu"), ("free", "cpu")])
+def test_idle_models_stay_in_host_memory(idle, others):
+    """The meta device stands for the GPU."""
+    blueprint = replace(survey(base=GOLDEN / "base", adapter=GOLDEN / "lynx_full", device="cpu"), device="meta")
+    loaded = assemble(blueprint, idle_models=idle)
+    devices = {
+        name: next(getattr(loaded, name).parameters()).device.type for name in ("transformer", "text_encoder", "vae", "adapter")
+    }
+    assert devices == {"transformer": "meta", "text_encoder": others, "vae": others, "adapter": others}
+    assert loaded.idle_models == idle
+    with pytest.raises(BadRequest, match="idle_models"):
+        assemble(blueprint, idle_models="burn")

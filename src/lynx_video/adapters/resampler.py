@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FACE_WIDTH = 512
+from lynx_video.types import FACE_WIDTH
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

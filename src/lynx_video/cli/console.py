@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, slots=True)
 class Console:
-    """Where a command speaks. quiet: results only. as_json: results as one JSON object, and no notes either."""
+    """Where a command speaks. quiet: results and warnings only. as_json: results and warnings as one JSON object, no notes."""
 
     quiet: bool = False
     as_json: bool = False
@@ -24,7 +24,7 @@ class Console:
 
     @property
     def silent(self) -> bool:
-        """Whether nothing but the result is wanted."""
+        """Whether notes and progress are unwanted."""
         return self.quiet or self.as_json
 
     def note(self, text: str) -> None:
@@ -33,9 +33,10 @@ class Console:
             print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
-        """A line about something that may spoil the result; kept for the JSON object too."""
+        """A line about something that may spoil the result, said under `quiet` too; in the JSON object where there is one."""
         self.warnings.append(text)
-        self.note(f"warning: {text}")
+        if not self.as_json:
+            print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def result(self, line: str, facts: Mapping[str, Any]) -> None:
         """The result: `line` for people, `facts` (plain JSON values) for programs."""

@@ -38,7 +38,7 @@ class DemoFlags:
     overwrite: bool = False
     "replace files that are there"
     quiet: bool = False
-    "say nothing but the result"
+    "say nothing but the result and warnings"
     json: bool = False
     "one JSON object on stdout instead of the result lines"
 
@@ -47,7 +47,7 @@ class DemoFlags:
 @options(DemoFlags)
 def demo(flags: DemoFlags) -> None:
     """Draw a person that the nano model never saw and make a clip of them. Needs no download and no GPU."""
-    from lynx_video.media.draft import draft
+    from lynx_video.draft import draft
     from lynx_video.media.image import write_picture
     from lynx_video.media.video import check_output
     from lynx_video.nano.people import portrait
@@ -61,7 +61,7 @@ def demo(flags: DemoFlags) -> None:
     for picture in (face, sheet):
         check_output(picture, flags.overwrite, extensions=("png",))
     drawn = portrait(flags.seed)
-    with draft(face) as partial:  # the portrait stays only if the clip came out
+    with draft(face) as partial, draft(sheet) as partial_sheet:  # all three files or none
         write_picture(partial, drawn)
         made = produce(
             SubjectFlags(subject_image=partial, prompt=flags.prompt),
@@ -70,8 +70,9 @@ def demo(flags: DemoFlags) -> None:
             FaceFlags(),
             OutputFlags(output=clip, overwrite=flags.overwrite),
             console,
+            shown=face,
+            before_writing=lambda clip: write_picture(partial_sheet, contact_sheet(drawn, clip.frames)),
         )
-        write_picture(sheet, contact_sheet(drawn, made.clip.frames))
     command = ["lynx-video", "generate", "--subject-image", str(face), "--prompt", flags.prompt, "--seed", str(flags.seed)]
     if flags.model != "nano":
         command += ["--model", flags.model]

@@ -35,9 +35,10 @@ FILES = {
     "safety": ("safety_checker/config.json", "safety_checker/preprocessor_config.json", "safety_checker/model.safetensors"),
 }
 NEEDS = {"lynx-full": ("base", "full", "face", "safety"), "lynx-lite": ("base", "lite", "face", "safety")}
-# GB of GPU memory in bf16, counted from the weights (transformer 28.6, text encoder 11.4, adapters 8.8 or 1.2) and about 10 for
-# the clip itself; less with --idle-models free, which lets the text encoder go.
-GPU_GB = {"lynx-full": (60, 48), "lynx-lite": (52, 41)}
+# GB of GPU memory in bf16, estimates: the weights (transformer 28.6, text encoder 11.4, VAE 0.5, adapters 8.8 or 1.2) and about 14
+# for activations and the decoding of the clip. With --idle-models free the most is what lies there while texts and memories are
+# computed: transformer, text encoder and adapter, and about 3 besides.
+GPU_GB = {"lynx-full": (64, 52), "lynx-lite": (56, 45)}
 NANO_PARTS = ("base/transformer", "base/vae", "base/text_encoder", "face")
 NANO_ADAPTERS = {"nano": "lynx_full", "nano-lite": "lynx_lite"}
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "onnxruntime", "opencv-python-headless", "av", "pillow-heif")
@@ -49,6 +50,8 @@ class DoctorFlags:
 
     models: Path = Path("models")
     "folder of the downloaded models"
+    quiet: bool = False
+    "only which models run here, without the table above it"
     json: bool = False
     "one JSON object on stdout instead of the table"
 
@@ -64,10 +67,9 @@ def doctor(flags: DoctorFlags) -> None:
     rows += list(packages.items())
     rows += [(f"weights: {name}", "there" if there else "missing") for name, there in weights.items()]
     width = max(len(name) for name, _ in rows)
-    lines = (
-        [f"{name:<{width}}  {value}" for name, value in rows] + [""] + [f"{name}: {text}" for name, text in verdicts.items()]
-    )
-    Console(as_json=flags.json).result(
+    lines = [] if flags.quiet else [*(f"{name:<{width}}  {value}" for name, value in rows), ""]
+    lines += [f"{name}: {text}" for name, text in verdicts.items()]
+    Console(quiet=flags.quiet, as_json=flags.json).result(
         "\n".join(lines), {"machine": machine, "packages": packages, "weights": weights, "models": verdicts}
     )
 
@@ -150,13 +152,15 @@ def judge(machine: dict[str, Any], packages: dict[str, str], weights: dict[str, 
         missing = [part for part in parts if not weights[part]]
         gigabytes, least = (machine["gpu_bytes"] / 1e9, GPU_GB[name][1])
         if not machine["gpu_bytes"]:
-            fit = f"no CUDA GPU: it would take days on this CPU; it needs about {GPU_GB[name][0]} GB of GPU memory"
+            fit = (
+                f"no CUDA GPU: it would take days on this CPU; it needs about {GPU_GB[name][0]} GB of GPU memory (an estimate)"
+            )
         elif gigabytes >= GPU_GB[name][0]:
-            fit = "fits this GPU"
+            fit = "fits this GPU, by estimate"
         elif gigabytes >= least:
-            fit = "fits this GPU with --idle-models free"
+            fit = "fits this GPU with --idle-models free, by estimate"
         else:
-            fit = f"does not fit this GPU: {gigabytes:.0f} GB, about {least} are needed with --idle-models free"
+            fit = f"does not fit this GPU: {gigabytes:.0f} GB, about {least} are needed with --idle-models free (an estimate)"
         texts = [fit]
         if missing:
             texts.append(f"missing {', '.join(missing)}: lynx-video download {' '.join(missing)}{elsewhere}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lynx_video.cli.console import Console
 from lynx_video.cli.options import options
 from lynx_video.errors import BadRequest, Cancelled
 
@@ -30,6 +31,8 @@ class DownloadFlags:
     "keep the base as published, in float32 (twice the disk)"
     quiet: bool = False
     "no plan and no bars"
+    json: bool = False
+    "one JSON object on stdout instead of the result line; the plan is shown (on stderr) only if it is asked about"
 
 
 @click.command()
@@ -43,17 +46,23 @@ def download(what: tuple[str, ...], flags: DownloadFlags) -> None:
     from lynx_video.download import plan, run
 
     chosen = plan(what, flags.models, to_bfloat16=not flags.keep_float32)
-    if not flags.quiet:
-        click.echo(str(chosen))
+    if not flags.quiet and not (flags.json and flags.yes):
+        click.echo(str(chosen), err=flags.json)
     if not flags.yes and any(not file.here for file in chosen.files):
         if not sys.stdin.isatty():
             raise BadRequest("not fetched: nobody can be asked here; say --yes to go ahead.")
         if not click.confirm("fetch it?", err=True):
             raise Cancelled("not fetched.")
-    with _bars(quiet=flags.quiet) as progress:
-        outcomes = run(chosen, progress)
+    try:
+        with _bars(quiet=flags.quiet or flags.json) as progress:
+            outcomes = run(chosen, progress)
+    except KeyboardInterrupt:
+        raise click.Abort("interrupted; what has arrived is kept, the same command goes on from there.") from None
     counts = {action: sum(one.action == action for one in outcomes) for action in ("fetched", "replaced", "kept")}
-    click.echo(f"{flags.models}: " + ", ".join(f"{count} {action}" for action, count in counts.items() if count))
+    line = f"{flags.models}: " + ", ".join(f"{count} {action}" for action, count in counts.items() if count)
+    files = [{"path": str(one.path), "action": one.action} for one in outcomes]
+    facts = {"models": str(flags.models), "assets": list(chosen.assets), **counts, "files": files}
+    Console(quiet=flags.quiet, as_json=flags.json).result(line, facts)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class EnrollFlags:
     overwrite: bool = False
     "replace a file that is there"
     quiet: bool = False
-    "say nothing but the result"
+    "say nothing but the result and warnings"
     json: bool = False
     "one JSON object on stdout instead of the result line"
 

@@ -35,6 +35,8 @@ class FacesFlags:
     "folder of the downloaded models"
     overwrite: bool = False
     "replace files that are there"
+    quiet: bool = False
+    "say nothing but the result and warnings"
     json: bool = False
     "one JSON object on stdout instead of the list"
 
@@ -49,7 +51,7 @@ def faces(portrait: Path, flags: FacesFlags) -> None:
     from lynx_video.media.image import read_picture, write_picture
     from lynx_video.media.video import check_output
 
-    console = Console(as_json=flags.json)
+    console = Console(quiet=flags.quiet, as_json=flags.json)
     drawing = flags.output or Path(f"{portrait.stem}-faces.png")
     check_output(drawing, flags.overwrite, extensions=("png", "jpg", "jpeg"))
     if flags.record is not None:
@@ -65,14 +67,17 @@ def faces(portrait: Path, flags: FacesFlags) -> None:
         raise explained(error, portrait, model, face) from error
     warned = [face_warnings(picture, one) for one in found]
     if flags.record is not None:
+        from lynx_video.draft import draft
         from lynx_video.face.align import arcface_crop
         from lynx_video.face.likeness import signed
         from lynx_video.face.record import write_record
 
         embedding = eyes.encoder()(signed(arcface_crop(picture, chosen.points)[None]))[0]
-        flags.record.parent.mkdir(parents=True, exist_ok=True)
-        write_record(flags.record, chosen.points, embedding)
-    write_picture(drawing, draw_faces(picture, found))
+        with draft(flags.record) as partial:  # the record stays only if the picture could be written
+            write_record(partial, chosen.points, embedding)
+            write_picture(drawing, draw_faces(picture, found))
+    else:
+        write_picture(drawing, draw_faces(picture, found))
 
     lines, listed = [], list[dict[str, Any]]()
     for number, (one, warnings) in enumerate(zip(found, warned, strict=True)):

@@ -74,6 +74,6 @@ class OutputFlags:
     safety_checker: str = field(default="auto", metadata={"metavar": "auto|off|PATH"})
     "picture classifier for portrait and frames: auto (real models need it), off, or its folder"
     quiet: bool = False
-    "say nothing but the result"
+    "say nothing but the result and warnings"
     json: bool = False
     "one JSON object on stdout instead of the result line"

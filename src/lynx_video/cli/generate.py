@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import click
 
 from lynx_video.cli.console import Console, hush_libraries
 from lynx_video.cli.flags import FaceFlags, ModelFlags, OutputFlags, SubjectFlags
-from lynx_video.cli.models import read_face_record, sit, survey_model
+from lynx_video.cli.models import idle_options, read_face_record, sit, survey_model
 from lynx_video.cli.options import options
 from lynx_video.config import GenerateConfig
 from lynx_video.errors import BadOutput, BadRequest
@@ -71,8 +72,15 @@ def produce(
     face: FaceFlags,
     output: OutputFlags,
     console: Console,
+    *,
+    shown: Path | None = None,
+    before_writing: Callable[[Clip], None] | None = None,
 ) -> Made:
-    """Check everything that can be refused, then load, generate and write. Raises a LynxError, with nothing left behind."""
+    """Check everything that can be refused, then load, generate and write. Raises a LynxError, with nothing left behind.
+
+    shown: the portrait's name in messages and in the clip's settings, if not its own. before_writing: what it raises keeps the
+    clip from being written.
+    """
     from lynx_video.media.video import check_output
 
     source = _source(subject, face)
@@ -104,13 +112,14 @@ def produce(
     if enrolment is not None:
         usable_memories(blueprint, enrolment)
     checker, warnings = _safety(model, output, blueprint)
+    warnings += idle_options(blueprint, enrolment, config, chosen)
     if checker is not None:
         _check_portrait(checker, subject.subject_image, enrolment)
     who: Identity | Enrolment
     if enrolment is None:
         size = blueprint.defaults.reference_size
-        who, _, found = sit(blueprint.faces, source, model, face, record=record, reference_size=size)
-        warnings += [f"{source}: {warning}" for warning in found]
+        who, _, found = sit(blueprint.faces, source, model, face, record=record, reference_size=size, shown=shown)
+        warnings += [f"{shown or source}: {warning}" for warning in found]
     else:
         who = enrolment
 
@@ -119,9 +128,11 @@ def produce(
         console.warn(warning)
     components = assemble(blueprint)
     with console.steps() as on_step:
-        clip = make(components, who, prompt, config, on_step=on_step)
+        clip = make(components, who, prompt, config, on_step=on_step, facts=_face_facts(subject, face, shown or source))
     if checker is not None:
         check_frames(checker, clip.frames)
+    if before_writing is not None:
+        before_writing(clip)
     judge = blueprint.faces.judge_name if clip.coverage is not None else ""
     _write(clip, target, output.save_tensors, {"model": model.model, "judge": judge})
     return Made(clip=clip, output=target, judge=judge)
@@ -156,6 +167,18 @@ def _source(subject: SubjectFlags, face: FaceFlags) -> Path:
     source = subject.subject_image or subject.identity
     assert source is not None
     return source
+
+
+def _face_facts(subject: SubjectFlags, face: FaceFlags, source: Path) -> dict[str, Any]:
+    """Whose face the clip shows, as its settings keep it: file names without their folders, and how the face was chosen."""
+    portrait = subject.identity is None
+    found = portrait and face.face_record is None
+    return {
+        "portrait": source.name if portrait else None,
+        "identity_file": None if portrait else source.name,
+        "face_index": (face.face_index or 0) if found else None,
+        "face_record": face.face_record is not None,
+    }
 
 
 def _prompt(subject: SubjectFlags) -> str:
@@ -208,7 +231,7 @@ def _write(clip: Clip, target: Path, tensors: Path | None, facts: dict[str, Any]
     """The clip, and its tensors if a file is named; both or neither."""
     from contextlib import nullcontext
 
-    from lynx_video.media.draft import draft
+    from lynx_video.draft import draft
     from lynx_video.media.video import write_video
 
     measured = {"similarity": clip.similarity, "coverage": clip.coverage, "seconds": round(clip.seconds, 3)}

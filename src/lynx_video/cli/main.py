@@ -60,8 +60,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _end(_nearest(error), 2)
     except click.ClickException as error:
         return _end(one_line(error.format_message()), 2)
-    except (click.Abort, KeyboardInterrupt):
-        return _end("interrupted; nothing half-written is left.", 130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        return _end(one_line(error) or "interrupted; nothing half-written is left.", 130)
     except BrokenPipeError:  # whoever read stdout has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

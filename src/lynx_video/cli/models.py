@@ -11,8 +11,10 @@ from lynx_video.config import GenerateConfig
 from lynx_video.errors import BadRequest, BadWeights, NoFace
 
 if TYPE_CHECKING:
+    from lynx_video.adapters.attach import Influence
     from lynx_video.face.record import FaceRecord
     from lynx_video.pipeline.enrol import Enrolment
+    from lynx_video.pipeline.generate import Plan
     from lynx_video.pipeline.identify import Sitter
     from lynx_video.pipeline.load import Blueprint, FaceModels
 
@@ -56,6 +58,30 @@ def survey_model(
     return replace(found, faces=_override(found.faces, model, face))
 
 
+def idle_options(blueprint: Blueprint, enrolment: Enrolment | None, config: GenerateConfig, chosen: Plan) -> list[str]:
+    """A warning for each kind of option that was given and does nothing with this model and these settings."""
+    if blueprint.files is not None:
+        adapter = blueprint.files.config
+        has = {"ip": bool(adapter.identity_blocks), "ref": bool(adapter.reference_blocks)}
+    elif enrolment is not None:
+        memory = enrolment.memories["person"]
+        has = {"ip": bool(memory.identity), "ref": bool(memory.reference)}
+    else:  # both parts are switched off
+        has = {"ip": False, "ref": False}
+    found = []
+    for flag, part, influence in (("ip", "identity", chosen.identity), ("ref", "reference", chosen.reference)):
+        if not has[flag] and _touched(influence):
+            found.append(f"--{flag}-* options do nothing: this adapter has no {part} part.")
+    if config.guidance_scale_i not in (None, "none") and chosen.guidance_scale <= 1:
+        found.append(f"--guidance-scale-i does nothing: there is no guidance at --guidance-scale {chosen.guidance_scale:g}.")
+    return found
+
+
+def _touched(influence: Influence) -> bool:
+    """Whether an adapter part was asked for in some other way than fully on; off (scale 0) is what an absent part is."""
+    return influence.scale != 0 and (influence.scale, influence.start, influence.stop, influence.blocks) != (1, 0, 1, None)
+
+
 def face_models(model: ModelFlags, face: FaceFlags) -> FaceModels:
     """The face models that the options name; none is loaded yet."""
     from lynx_video.pipeline.load import MODELS
@@ -96,8 +122,12 @@ def sit(
     record: FaceRecord | None = None,
     reference_size: int = 256,
     consent: str = "",
+    shown: Path | None = None,
 ) -> Sitter:
-    """The person in a portrait. Raises as `identify`, with a word more where nano looks for a face in a photograph."""
+    """The person in a portrait. Raises as `identify`, with a word more where nano looks for a face in a photograph.
+
+    shown: the portrait's name in messages, if not its own.
+    """
     from lynx_video.pipeline.identify import identify
 
     try:
@@ -110,7 +140,7 @@ def sit(
             consent=consent,
         )
     except NoFace as error:
-        raise explained(error, portrait, model, face) from error
+        raise explained(error, shown or portrait, model, face) from error
 
 
 def explained(error: NoFace, portrait: Path, model: ModelFlags, face: FaceFlags) -> NoFace:

@@ -167,7 +167,7 @@ def load_detector(path: str | Path) -> Detector:
 
     if (path := Path(path)).is_file():
         with _quiet(), suppress(cv2.error):
-            if set(cv2.dnn.readNetFromONNX(str(path)).getUnconnectedOutLayersNames()) & YUNET_OUTPUTS:
+            if set(cv2.dnn.readNetFromONNX(str(path)).getUnconnectedOutLayersNames()) == YUNET_OUTPUTS:
                 return YuNet(path)
     return SCRFD(path)
 

@@ -76,9 +76,7 @@ def read_record(path: str | Path) -> FaceRecord:
         raise BadRequest(f"The face record {path} must be a JSON object with the keys points and embedding.")
     for key in ("points", "embedding"):
         if key not in record:
-            raise BadRequest(
-                f"The face record {path} has no key {key}; it needs points (5 x 2) and embedding ({FACE_WIDTH})."
-            )
+            raise BadRequest(f"The face record {path} has no key {key}; it needs points (5 x 2) and embedding ({FACE_WIDTH}).")
     return FaceRecord(
         points=_numbers(record["points"], (5, 2), "points", path),
         embedding=_unit(_numbers(record["embedding"], (FACE_WIDTH,), "embedding", path), path),

@@ -76,7 +76,9 @@ def check_base_files(base: str) -> None:
             read_header(file)
     for part, names in (("scheduler", ("scheduler_config.json",)), ("tokenizer", ("tokenizer.json", "spiece.model"))):
         if not any((Path(base) / part / name).is_file() for name in names):
-            raise BadWeights(f"{Path(base) / part}: no {' or '.join(names)} there; `lynx-video download base` fetches the base.")
+            raise BadWeights(
+                f"{Path(base) / part}: no {' or '.join(names)} there; `lynx-video download base` fetches the base."
+            )
 
 
 def load_base(base: str, dtype: torch.dtype, device: str, *, idle_models: str = "keep") -> dict[str, Any]:
@@ -107,6 +109,8 @@ def load_base(base: str, dtype: torch.dtype, device: str, *, idle_models: str = 
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            if "allocate memory" in str(error):  # host memory: torch has only a RuntimeError for it
+                raise MemoryError(_first_line(error)) from error
             if not Path(base).is_dir():
                 raise LynxError(f"{part} of the base {base} can't be loaded from the hub ({_first_line(error)}).") from error
             raise BadWeights(f"{Path(base) / part} can't be loaded ({_first_line(error)}); download the base again.") from error

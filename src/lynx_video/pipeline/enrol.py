@@ -6,15 +6,18 @@ With it a generation needs no face model and no adapter weights. The reference l
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lynx_video.adapters.memory import Memory
-from lynx_video.errors import BadRequest, BadWeights
-from lynx_video.types import Identity
+from lynx_video.draft import draft
+from lynx_video.errors import BadOutput, BadRequest, BadWeights
+from lynx_video.face.align import ARCFACE_SIZE
+from lynx_video.types import FACE_WIDTH, Identity
 
 if TYPE_CHECKING:
     from lynx_video.pipeline.load import Blueprint, Components
@@ -34,13 +37,13 @@ class Enrolment:
     arm: str
 
 
-def enrol(components: Components, identity: Identity) -> Enrolment:
-    """Project an identity for the loaded base and adapter."""
+def enrol(components: Components, identity: Identity, *, idle_models: str = "keep") -> Enrolment:
+    """Project an identity for the loaded base and adapter. idle_models: as in GenerateConfig."""
     from lynx_video.pipeline.generate import remember
 
     return Enrolment(
         identity=identity,
-        memories=remember(components, identity, reference_seed=None),
+        memories=remember(components, identity, reference_seed=None, idle_models=idle_models),
         base_name=components.base_name,
         base_hash=components.base_hash,
         adapter_hash=components.adapter_hash,
@@ -49,10 +52,8 @@ def enrol(components: Components, identity: Identity) -> Enrolment:
 
 
 def save_enrolment(path: str | Path, enrolment: Enrolment) -> None:
-    """Write an identity file beside its place, then rename it there."""
+    """Write an identity file beside its place, then rename it there. Raises BadOutput if it cannot be written."""
     from safetensors.torch import save
-
-    from lynx_video.media.draft import draft
 
     identity = enrolment.identity
     tensors = {"embedding": identity.embedding.float().contiguous()}
@@ -69,9 +70,14 @@ def save_enrolment(path: str | Path, enrolment: Enrolment) -> None:
         "arm": enrolment.arm,
         "portrait_hash": identity.portrait_hash,
         "consent": identity.consent,
+        "encoder": identity.encoder,
+        "blocks": _blocks(enrolment.memories["person"]),
     }
-    with draft(Path(path)) as partial:
-        partial.write_bytes(save(tensors, metadata={"lynx_video": json.dumps(about)}))
+    try:
+        with draft(Path(path)) as partial:
+            partial.write_bytes(save(tensors, metadata={"lynx_video": json.dumps(about)}))
+    except OSError as error:
+        raise BadOutput(f"{path}: cannot be written ({error.strerror or error}).") from error
 
 
 def load_enrolment(path: str | Path) -> Enrolment:
@@ -83,8 +89,8 @@ def load_enrolment(path: str | Path) -> Enrolment:
         raise BadWeights(f"{path} is not there; `lynx-video enroll PORTRAIT -o {path.name}` writes an identity file.")
     try:
         with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {}).get("lynx_video", "{}"))
-            if about.get("format") != FORMAT:
+            about = json.loads((file.metadata() or {}).get("lynx_video", "{}"))
+            if not isinstance(about, dict) or about.get("format") != FORMAT:
                 raise BadWeights(f"{path} is a safetensors file but no identity file; `lynx-video enroll` writes one.")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         return _enrolment(about, tensors)
@@ -95,22 +101,57 @@ def load_enrolment(path: str | Path) -> Enrolment:
         raise BadWeights(f"{path} is not a complete identity file ({what}); enroll the portrait again.") from error
 
 
+def _blocks(memory: Memory) -> dict[str, list[int]]:
+    return {"identity": sorted(memory.identity), "reference": sorted(memory.reference)}
+
+
+def _check(about: dict[str, Any], tensors: dict[str, torch.Tensor], memories: dict[str, Memory]) -> None:
+    """Raises ValueError for texts, pictures, an embedding or memories that cannot be those of one person."""
+    for name in ("base_name", "base_hash", "adapter_hash", "arm", "portrait_hash", "consent"):
+        if not isinstance(about[name], str):
+            raise ValueError(f"{name} is no text")
+    embedding = tensors["embedding"]
+    if embedding.shape != (FACE_WIDTH,) or not embedding.is_floating_point() or not bool(embedding.isfinite().all()):
+        raise ValueError(f"embedding is {embedding.dtype} {list(embedding.shape)}, expected {FACE_WIDTH} finite numbers")
+    for name in ("crop", "aligned"):
+        if name in tensors:
+            size = ARCFACE_SIZE if name == "aligned" else (*tensors[name].shape, 0)[0]
+            if tensors[name].dtype != torch.uint8 or tensors[name].shape != (size, size, 3):
+                raise ValueError(f"{name} is {tensors[name].dtype} {list(tensors[name].shape)}, expected a square picture")
+    person, nobody = (memories[who].tensors() for who in ("person", "nobody"))
+    if not person or not nobody:
+        raise ValueError(f"the memories of {'nobody' if person else 'person'} are missing")
+    if {name: tensor.shape for name, tensor in person.items()} != {name: tensor.shape for name, tensor in nobody.items()}:
+        raise ValueError("the memories of person and nobody differ in their blocks or shapes")
+    for part in (memories["person"].identity, memories["person"].reference):
+        shapes = {pair.key.shape for pair in part.values()} | {pair.value.shape for pair in part.values()}
+        if len(shapes) > 1 or any(len(shape) != 4 or shape[0] != 1 for shape in shapes):
+            raise ValueError(
+                f"the memories have shapes {[list(shape) for shape in shapes]}, expected one [1, tokens, heads, width]"
+            )
+    if "blocks" in about and about["blocks"] != _blocks(memories["person"]):
+        raise ValueError("the memories of some blocks are missing")
+
+
 def _enrolment(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Enrolment:
-    memories: dict[str, dict[str, torch.Tensor]] = {"person": {}, "nobody": {}}
+    stored: dict[str, dict[str, torch.Tensor]] = {"person": {}, "nobody": {}}
     for key, tensor in tensors.items():
         who, _, name = key.partition(".")
-        if who in memories:
-            memories[who][name] = tensor
+        if who in stored:
+            stored[who][name] = tensor
+    memories = {who: Memory.from_tensors(found) for who, found in stored.items()}
+    _check(about, tensors, memories)
     identity = Identity(
         embedding=tensors["embedding"],
         crop=tensors["crop"].numpy() if "crop" in tensors else None,
         aligned=tensors["aligned"].numpy() if "aligned" in tensors else None,
         portrait_hash=about["portrait_hash"],
         consent=about["consent"],
+        encoder=str(about.get("encoder", "")),
     )
     return Enrolment(
         identity=identity,
-        memories={who: Memory.from_tensors(found) for who, found in memories.items()},
+        memories=memories,
         base_name=about["base_name"],
         base_hash=about["base_hash"],
         adapter_hash=about["adapter_hash"],
@@ -121,11 +162,12 @@ def _enrolment(about: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Enrol
 def usable_memories(components: Components | Blueprint, enrolment: Enrolment) -> dict[str, Memory] | None:
     """The file's memories if they fit the loaded models; None if they must be computed anew from the crops.
 
-    Raises BadRequest where neither can be done.
+    Raises BadRequest where neither can be done, BadWeights for memories that cannot be this base's.
     """
     same_base = enrolment.base_hash == components.base_hash
     has_weights = bool(components.adapter_hash)
     if same_base and (not has_weights or enrolment.adapter_hash == components.adapter_hash):
+        _check_shapes(components, enrolment)
         return enrolment.memories
     if has_weights and enrolment.identity.aligned is not None and enrolment.identity.crop is not None:
         return None
@@ -134,3 +176,41 @@ def usable_memories(components: Components | Blueprint, enrolment: Enrolment) ->
         f"the identity was enrolled for another {what} ({enrolment.base_name}): name the adapter's files with --adapter-path so that "
         f"it can be projected again, or enroll the portrait for {components.base_name}."
     )
+
+
+def reprojected(components: Components, identity: Identity) -> Identity:
+    """The identity of a file as the adapter at hand needs it: its embedding, or one anew if another face encoder made that one.
+
+    Warns if the embedding is taken anew: it is then that of the aligned crop, the first photo's, alone.
+    """
+    from lynx_video.face.embed import embed_crop, encoder_hash
+
+    encoder = components.faces.encoder()
+    if identity.encoder and identity.encoder == encoder_hash(encoder):
+        return identity
+    assert identity.aligned is not None, "usable_memories has looked"
+    warnings.warn(
+        "the identity file's embedding comes from "
+        + (
+            "a face record"
+            if identity.encoder == "record"
+            else "another face encoder"
+            if identity.encoder
+            else "an unknown encoder"
+        )
+        + " and from another base: it was taken anew from the file's first photo; enroll the portraits again to use all of them.",
+        stacklevel=2,
+    )
+    return replace(identity, embedding=embed_crop(encoder, identity.aligned), encoder=encoder_hash(encoder))
+
+
+def _check_shapes(components: Components | Blueprint, enrolment: Enrolment) -> None:
+    shape = components.shape
+    for memory in enrolment.memories.values():
+        for blocks in (memory.identity, memory.reference):
+            for block, pair in blocks.items():
+                if not 0 <= block < shape.blocks or pair.key.shape[2:] != (shape.heads, shape.width // shape.heads):
+                    raise BadWeights(
+                        f"the identity's memory of block {block} is {list(pair.key.shape)}; {components.base_name} has "
+                        f"{shape.blocks} blocks of {shape.heads} heads of {shape.width // shape.heads}: enroll the portrait again."
+                    )

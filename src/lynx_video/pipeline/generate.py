@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,10 +18,10 @@ from lynx_video.adapters.attach import Influence
 from lynx_video.adapters.memory import Memory, TextMemory, text_memory
 from lynx_video.config import GenerateConfig
 from lynx_video.errors import BadRequest, LynxError
-from lynx_video.face.likeness import Likeness, likeness, signed
+from lynx_video.face.likeness import Likeness, likeness
 from lynx_video.pipeline import condition
 from lynx_video.pipeline.denoise import Step, denoise, initial_noise, set_timesteps
-from lynx_video.pipeline.enrol import Enrolment, usable_memories
+from lynx_video.pipeline.enrol import Enrolment, reprojected, usable_memories
 from lynx_video.pipeline.guidance import Pass, passes
 from lynx_video.pipeline.identify import identify
 from lynx_video.types import Clip, Identity
@@ -101,14 +101,19 @@ def generate(
     config: GenerateConfig | None = None,
     *,
     on_step: Callable[[Step], None] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Clip:
     """Make a clip of a person doing what the prompt says.
 
     who: a portrait (path or uint8 [H, W, 3] RGB), an Identity, or an Enrolment from an identity file. on_step is called after every
-    step and may raise Cancelled to stop. Raises BadRequest (or a subclass) for what cannot be done.
+    step and may raise Cancelled to stop. facts: what else the clip's settings should say of the subject (plain JSON values), such as
+    portrait (the path, known already if `who` is one), face_index, face_record and identity_file. Raises BadRequest (or a subclass)
+    for what cannot be done.
     """
     began = time.monotonic()
     config = config or GenerateConfig()
+    if config.idle_models == "keep":
+        config = replace(config, idle_models=components.idle_models)  # type: ignore[arg-type]
     chosen = plan(components, config)
     if not condition.clean_prompt(prompt):
         raise BadRequest("the prompt is empty; say what the person should do.")
@@ -119,9 +124,15 @@ def generate(
         identity = who
     else:
         identity = identify(components.faces, who, reference_size=components.defaults.reference_size).identity
-    memories = _memories(components, identity, enrolment, config, chosen)
-    texts = _texts(components, prompt, chosen, config)
     scheduler = make_scheduler(components.scheduler, config)
+    sampled = config.reference_latent == "sample" or (config.reference_latent is None and enrolment is None)
+    sampling = {
+        "reference_latent": "sample" if sampled else "mean",
+        "scheduler": config.scheduler if config.scheduler != "unipc" or _is_unipc(scheduler) else type(scheduler).__name__,
+        "flow_shift": _shift(scheduler),
+    }
+    memories = _memories(components, identity, enrolment, config, chosen, sampled=sampled)
+    texts = _texts(components, prompt, chosen, config)
     timesteps = set_timesteps(scheduler, chosen.steps, components.device)
     noise = initial_noise(chosen.latent_shape, config.seed)
     latents = denoise(
@@ -148,7 +159,7 @@ def generate(
         latents=latents.float().cpu(),
         seed=config.seed,
         seconds=seconds,
-        settings=_settings(components, identity, prompt, config, chosen),
+        settings=_subject(who, facts) | _settings(components, identity, prompt, config, chosen) | sampling,
         similarity=score.similarity if score else None,
         coverage=score.coverage if score else None,
     )
@@ -194,27 +205,31 @@ def remember(
             }
     faces = {"person": identity.embedding, "nobody": torch.zeros_like(identity.embedding)}
     found = {}
-    for who in ("person", "nobody"):
-        memory = adapter.remember(faces[who] if with_identity else None, latents[who], text)
-        found[who] = memory.to(components.device, components.dtype)
+    with _on_device(components, "adapter", idle_models):
+        for who in ("person", "nobody"):
+            memory = adapter.remember(faces[who] if with_identity else None, latents[who], text)
+            found[who] = memory.to(components.device, components.dtype)
     return found
 
 
 def _memories(
-    components: Components, identity: Identity, enrolment: Enrolment | None, config: GenerateConfig, chosen: Plan
+    components: Components,
+    identity: Identity,
+    enrolment: Enrolment | None,
+    config: GenerateConfig,
+    chosen: Plan,
+    *,
+    sampled: bool,
 ) -> dict[str, Memory]:
     if enrolment is not None:
         memories = usable_memories(components, enrolment)
         if memories is None:
-            # another encoder may have made the embedding: take it from the crop that both share
-            assert identity.aligned is not None
-            embedding = components.faces.encoder()(signed(identity.aligned[None]))[0].float().cpu()
-            identity = replace(identity, embedding=embedding)
-        elif config.reference_latent != "sample":
+            if enrolment.base_hash != components.base_hash:  # another base may have an adapter with another face encoder
+                identity = reprojected(components, identity)
+        elif not sampled:
             return {who: memory.to(components.device, components.dtype) for who, memory in memories.items()}
         elif not components.adapter_hash:
             raise BadRequest("a sampled reference latent needs the adapter's weights: name them with --adapter-path.")
-    sampled = config.reference_latent == "sample" or (config.reference_latent is None and enrolment is None)
     parts = {name for name, used in (("identity", chosen.identity), ("reference", chosen.reference)) if used.scale != 0}
     return remember(
         components,
@@ -227,15 +242,12 @@ def _memories(
 
 def _texts(components: Components, prompt: str, chosen: Plan, config: GenerateConfig) -> dict[str, TextMemory]:
     wanted = {one.text for one in chosen.table}
-    with _on_device(components, "text_encoder", config.idle_models):
+    with _on_device(components, "text_encoder", config.idle_models, last=config.idle_models == "free"):
         embeddings = {
             name: _embed(components, text)
             for name, text in (("prompt", prompt), ("negative", chosen.negative_prompt))
             if name in wanted
         }
-    if config.idle_models == "free":
-        components.text_encoder = None
-        gc.collect()
     return {
         name: text_memory(components.transformer, tensor.to(components.device, components.dtype))
         for name, tensor in embeddings.items()
@@ -253,15 +265,26 @@ def _embed(components: Components, text: str) -> Tensor:
 
 
 @contextmanager
-def _on_device(components: Components, name: str, idle: str) -> Iterator[None]:
-    """Within it the component is on the device; after it, where `idle` wants it."""
+def _on_device(components: Components, name: str, idle: str, *, last: bool = False) -> Iterator[None]:
+    """Within it the component is on the device; after it, where `idle` wants it: gone if this was its last use."""
     module = getattr(components, name)
-    if module is not None and idle != "keep":
+    first = next(module.parameters(), None) if module is not None else None
+    if first is None:
+        yield
+        return
+    if first.device.type == "cpu" != components.device.type:  # loaded, or left by an earlier generation, in host memory
         module.to(components.device)
     try:
         yield
+    except BaseException:
+        last = False
+        raise
     finally:
-        if module is not None and idle != "keep":
+        if last:
+            setattr(components, name, None)
+            del module, first
+            gc.collect()
+        elif idle != "keep":
             module.to("cpu")
 
 
@@ -272,17 +295,47 @@ def _check_blocks(flag: str, influence: Influence, count: int) -> None:
 
 
 def make_scheduler(scheduler: Any, config: GenerateConfig) -> Any:
-    """A fresh scheduler of the asked kind from the base's own configuration."""
+    """A fresh scheduler of the asked kind from the base's own configuration; a loaded one of another kind stays what it is.
+
+    Raises BadRequest for a flow shift that a scheduler of another kind has no place for.
+    """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-    shift = config.flow_shift if config.flow_shift is not None else getattr(scheduler.config, "flow_shift", None) or 1.0
+    shift = config.flow_shift if config.flow_shift is not None else _shift(scheduler) or 1.0
     if config.scheduler == "euler":
         return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
     if config.scheduler == "dpm":
         return DPMSolverMultistepScheduler(
             num_train_timesteps=1000, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
         )
-    return UniPCMultistepScheduler.from_config(scheduler.config, flow_shift=shift)
+    if _is_unipc(scheduler):
+        return UniPCMultistepScheduler.from_config(scheduler.config, flow_shift=shift)
+    if config.flow_shift is None:
+        return type(scheduler).from_config(scheduler.config)
+    name = next((name for name in _SHIFTS if name in scheduler.config), None)
+    if name is None:
+        raise BadRequest(f"flow_shift: the scheduler {type(scheduler).__name__} has no shift; set it in the scheduler itself.")
+    return type(scheduler).from_config(scheduler.config, **{name: shift})
+
+
+_SHIFTS = ("flow_shift", "shift")  # as UniPC and DPM call it, and as Euler does
+
+
+def _shift(scheduler: Any) -> float | None:
+    """The shift of a scheduler's noise schedule, if it has one."""
+    return next((float(value) for name in _SHIFTS if (value := scheduler.config.get(name)) is not None), None)
+
+
+def _is_unipc(scheduler: Any) -> bool:
+    from diffusers import UniPCMultistepScheduler
+
+    return isinstance(scheduler, UniPCMultistepScheduler)
+
+
+def _subject(who: object, facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the settings say of the subject: null where it is not known."""
+    known = {"portrait": str(who) if isinstance(who, (str, Path)) else None}
+    return {**known, "face_index": None, "face_record": None, "identity_file": None, **(facts or {})}
 
 
 def _settings(components: Components, identity: Identity, prompt: str, config: GenerateConfig, chosen: Plan) -> dict[str, Any]:

@@ -102,6 +102,8 @@ class Components:
     adapter_hash: str
     device: torch.device
     dtype: torch.dtype
+    idle_models: str = "keep"
+    "how it was loaded: what a generation does that asks for nothing else"
 
     @property
     def shape(self) -> BaseShape:
@@ -305,6 +307,7 @@ def assemble(blueprint: Blueprint, *, idle_models: str = "keep") -> Components:
         adapter_hash=blueprint.adapter_hash,
         device=torch.device(blueprint.device),
         dtype=blueprint.dtype,
+        idle_models=idle_models,
     )
 
 
