@@ -1,6 +1,6 @@
 """The moving picture of the README: portraits of unseen people beside their clips, as one looping WebP.
 
-    python benchmarks/showcase.py [--output docs/nano/showcase.webp]
+python benchmarks/showcase.py [--output docs/nano/showcase.webp]
 """
 
 from __future__ import annotations

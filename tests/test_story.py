@@ -26,7 +26,9 @@ def test_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.chdir(tmp_path)
     write_picture(tmp_path / "alice.png", portrait(seed=77))
     run(capsys, "enroll", "alice.png", "-o", "alice.safetensors", "--consent", "drawn")
-    first = run(capsys, "generate", "--identity", "alice.safetensors", "--prompt", PROMPT, "--seed", "5", "--output", "first.mp4")
+    first = run(
+        capsys, "generate", "--identity", "alice.safetensors", "--prompt", PROMPT, "--seed", "5", "--output", "first.mp4"
+    )
     second = run(
         capsys,
         *("generate", "--subject-image", "alice.png", "--prompt", PROMPT, "--seed", "5", "--output", "second.mp4"),

@@ -16,6 +16,10 @@ A message is one sentence or two: the file, key or value; what was expected; wha
 from __future__ import annotations
 
 
+class LynxWarning(UserWarning):
+    """Something was done in another way than the caller may expect; the message says which and why."""
+
+
 class LynxError(Exception):
     """Base of all errors of this package."""
 

@@ -30,7 +30,7 @@ class EnrollFlags:
     face_index: int | None = None
     "which face of each portrait; the largest (0) by default"
     face_detector: Path | None = None
-    "face detector instead of the model's own: SCRFD (folder or .onnx) or YuNet (.onnx with yunet in its name)"
+    "face detector instead of the model's own: SCRFD (folder or .onnx) or YuNet (.onnx)"
     arcface: Path | None = None
     "face encoder instead of the model's own: ArcFace IR-SE50 weights"
     overwrite: bool = False

@@ -28,7 +28,7 @@ class FacesFlags:
     model: ModelName = "nano"
     "whose face models: nano's know drawn people, those of lynx-full and lynx-lite photographs"
     face_detector: Path | None = None
-    "face detector instead: SCRFD (folder or .onnx) or YuNet (.onnx with yunet in its name)"
+    "face detector instead: SCRFD (folder or .onnx) or YuNet (.onnx)"
     arcface: Path | None = None
     "face encoder instead: ArcFace IR-SE50 weights"
     models: Path = Path("models")
@@ -69,10 +69,10 @@ def faces(portrait: Path, flags: FacesFlags) -> None:
     if flags.record is not None:
         from lynx_video.draft import draft
         from lynx_video.face.align import arcface_crop
-        from lynx_video.face.likeness import signed
+        from lynx_video.face.embed import embed_crop
         from lynx_video.face.record import write_record
 
-        embedding = eyes.encoder()(signed(arcface_crop(picture, chosen.points)[None]))[0]
+        embedding = embed_crop(eyes.encoder(), arcface_crop(picture, chosen.points))
         with draft(flags.record) as partial:  # the record stays only if the picture could be written
             write_record(partial, chosen.points, embedding)
             write_picture(drawing, draw_faces(picture, found))

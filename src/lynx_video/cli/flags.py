@@ -36,7 +36,7 @@ class FaceFlags:
     face_record: Path | None = None
     "points and embedding of the face as `lynx-video faces --record` writes them; no face model is loaded then"
     face_detector: Path | None = None
-    "face detector instead of the model's own: SCRFD (folder or .onnx) or YuNet (.onnx with yunet in its name)"
+    "face detector instead of the model's own: SCRFD (folder or .onnx) or YuNet (.onnx)"
     arcface: Path | None = None
     "face encoder instead of the model's own: ArcFace IR-SE50 weights"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from lynx_video.cli.flags import FaceFlags, ModelFlags, OutputFlags, SubjectFlag
 from lynx_video.cli.models import idle_options, read_face_record, sit, survey_model
 from lynx_video.cli.options import options
 from lynx_video.config import GenerateConfig
-from lynx_video.errors import BadOutput, BadRequest
+from lynx_video.errors import BadOutput, BadRequest, LynxWarning
 
 if TYPE_CHECKING:
     from lynx_video.pipeline.enrol import Enrolment
@@ -111,24 +112,28 @@ def produce(
     check_output(target, output.overwrite)
     if enrolment is not None:
         usable_memories(blueprint, enrolment)
-    checker, warnings = _safety(model, output, blueprint)
-    warnings += idle_options(blueprint, enrolment, config, chosen)
+    checker, cautions = _safety(model, output, blueprint)
+    cautions += idle_options(blueprint, enrolment, config, chosen)
     if checker is not None:
         _check_portrait(checker, subject.subject_image, enrolment)
     who: Identity | Enrolment
     if enrolment is None:
         size = blueprint.defaults.reference_size
         who, _, found = sit(blueprint.faces, source, model, face, record=record, reference_size=size, shown=shown)
-        warnings += [f"{shown or source}: {warning}" for warning in found]
+        cautions += [f"{shown or source}: {warning}" for warning in found]
     else:
         who = enrolment
 
     console.note(f"model: {describe(model, blueprint)}")
-    for warning in warnings:
-        console.warn(warning)
-    components = assemble(blueprint)
-    with console.steps() as on_step:
+    for caution in cautions:
+        console.warn(caution)
+    components = assemble(blueprint, idle_models=config.idle_models)
+    with console.steps() as on_step, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=LynxWarning)
         clip = make(components, who, prompt, config, on_step=on_step, facts=_face_facts(subject, face, shown or source))
+    for warning in told:
+        console.warn(str(warning.message))
     if checker is not None:
         check_frames(checker, clip.frames)
     if before_writing is not None:

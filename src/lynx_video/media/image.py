@@ -14,8 +14,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lynx_video.draft import draft
 from lynx_video.errors import BadOutput, BadPicture, MissingDependency
-from lynx_video.media.draft import draft
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from lynx_video.draft import draft
 from lynx_video.errors import BadOutput, BadRequest
-from lynx_video.media.draft import draft
 
 if TYPE_CHECKING:
     from lynx_video.types import Picture, Video

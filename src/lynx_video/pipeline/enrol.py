@@ -15,7 +15,7 @@ import torch
 
 from lynx_video.adapters.memory import Memory
 from lynx_video.draft import draft
-from lynx_video.errors import BadOutput, BadRequest, BadWeights
+from lynx_video.errors import BadOutput, BadRequest, BadWeights, LynxWarning
 from lynx_video.face.align import ARCFACE_SIZE
 from lynx_video.types import FACE_WIDTH, Identity
 
@@ -199,6 +199,7 @@ def reprojected(components: Components, identity: Identity) -> Identity:
             else "an unknown encoder"
         )
         + " and from another base: it was taken anew from the file's first photo; enroll the portraits again to use all of them.",
+        LynxWarning,
         stacklevel=2,
     )
     return replace(identity, embedding=embed_crop(encoder, identity.aligned), encoder=encoder_hash(encoder))

@@ -254,6 +254,7 @@ def _scene(rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         drawn = faces.draw(person, faces.select(scene, one), place, CANVAS, centre=shift, extent=extent)[0]
         start = (CANVAS - width) // 2
         canvas[:, :, left : left + width] = drawn[:, :, start : start + width]
+
         def to_cells(spot: Tensor, offset: int = left - start, extent: float = extent, shift: Tensor = shift[0]) -> Tensor:
             return ((spot - shift) / extent + 1) / 2 * CANVAS / STRIDE + torch.tensor([offset / STRIDE, 0.0])
 
