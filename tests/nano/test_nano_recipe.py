@@ -1,0 +1,70 @@
+"""Every stage of `make nano` runs, leaves what the next one reads, and what comes out loads; two steps each, so nothing is learned."""
+
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lynx_video import GenerateConfig, generate, load
+from lynx_video.nano.people import portrait
+from lynx_video.nano.recipe import adapters, base, data, export, face, speed, vae
+from lynx_video.pipeline.identify import identify
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.filterwarnings("ignore:There are modules in")
+def test_the_whole_recipe(tmp_path, monkeypatch):
+    for module, names in (
+        (vae, ("STILLS", "CLIPS")),
+        (face, ("ENCODER", "JUDGE", "DETECTOR")),
+        (base, ("STILLS", "CLIPS")),
+        (adapters, ("STILLS", "CLIPS", "LITE_STILLS", "LITE_CLIPS")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, replace(getattr(module, name), steps=2))
+    monkeypatch.setattr(data, "PEOPLE", 400)
+    monkeypatch.setattr(data, "FILMED", 220)
+    monkeypatch.setattr(export, "WEIGHTS", tmp_path / "weights")
+    plain = functools.partial(speed.prepare_, compiled=False)
+    monkeypatch.setattr(base, "prepare_", plain)
+    monkeypatch.setattr(adapters, "prepare_", plain)
+    run = tmp_path / "run"
+    run.mkdir()
+    for stage in (vae, face, data, base, adapters, export):
+        stage.train(run)
+    weights = tmp_path / "weights"
+    for arm in ("full", "lite"):
+        components = load(base=weights / "base", adapter=weights / f"lynx_{arm}", faces=load("nano").faces)
+        assert components.arm == arm
+        sitter = identify(components.faces, portrait(1), reference_size=components.defaults.reference_size)
+        clip = generate(components, sitter.identity, "a person nods", GenerateConfig(num_inference_steps=2))
+        assert clip.frames.shape == (9, 64, 64, 3)
+
+
+def test_a_stage_goes_on_where_it_was(tmp_path):
+    """Interrupted after some steps, training ends with the very weights of a run that was not."""
+    from lynx_video.nano.recipe.loop import Schedule, fit
+
+    def run(folder, parts):
+        folder.mkdir()
+        torch.manual_seed(0)
+        net = torch.nn.Linear(8, 8)
+        schedule = Schedule(steps=30, learning_rate=1e-2, matrix_rate=1e-2, warmup=3)
+        for stop in parts:
+            stopping = {"at": stop}
+
+            def loss(step, stopping=stopping, net=net):
+                if step == stopping["at"]:
+                    raise KeyboardInterrupt
+                return net(torch.randn(4, 8)).square().mean()
+
+            try:
+                fit("net", folder, net, loss, schedule, every=0.0)
+            except KeyboardInterrupt:
+                torch.manual_seed(99)
+                net = torch.nn.Linear(8, 8)
+        return net.weight.detach()
+
+    assert torch.equal(run(tmp_path / "whole", [None]), run(tmp_path / "parts", [7, 19, None]))
