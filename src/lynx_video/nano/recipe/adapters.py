@@ -58,10 +58,10 @@ def train(run: Path, part: str = "all") -> None:
     for name, config, stages in (("full", FULL_CONFIG, (STILLS, CLIPS)), ("lite", LITE_CONFIG, (LITE_STILLS, LITE_CLIPS))):
         if part in (name, "all"):
             torch.manual_seed(6)
-            _Session(run, name, config).train(*stages)
+            _Training(run, name, config).train(*stages)
 
 
-class _Session:
+class _Training:
     """One adapter's training: the frozen base, the world, and the loss."""
 
     def __init__(self, run: Path, name: str, config: AdapterConfig) -> None:
