@@ -107,6 +107,19 @@ def test_adapters_carry_the_person_and_the_prompt_still_rules(nano):
     assert sum(shirts) >= 2
 
 
+@pytest.mark.parametrize("off", ["ip_scale", "ref_scale"])
+def test_each_adapter_carries_the_person_alone(nano, off):
+    prompt, gains = "a person nods wearing a black shirt in front of an orange wall", []
+    for seed in (71, 72):
+        sitter = identify(nano.faces, portrait(seed), reference_size=nano.defaults.reference_size)
+        alone = generate(nano, sitter.identity, prompt, GenerateConfig(seed=seed, num_inference_steps=12, **{off: 0.0}))
+        none = generate(
+            nano, sitter.identity, prompt, GenerateConfig(seed=seed, num_inference_steps=12, ip_scale=0.0, ref_scale=0.0)
+        )
+        gains.append((alone.similarity or 0.0) - (none.similarity or 0.0))
+    assert np.mean(gains) > 0.3
+
+
 def test_lite_carries_the_person_too():
     lite = load("nano-lite")
     assert lite.arm == "lite"
