@@ -3,9 +3,11 @@
     LynxError                 1  something failed that the request is not to blame for
     ├── MissingDependency     1  an optional package or model is not installed; the message has the line that installs it
     ├── Cancelled             1  somebody asked to stop
+    ├── Diverged              1  a training run whose loss is no number any more
     ├── BadRequest            2  the request cannot be carried out as given (also a ValueError)
     │   ├── BadPicture        2  a picture that cannot be read, or is too small or too large
     │   ├── NoFace            2  no usable face where one is needed
+    │   ├── BadData       2  a clip, training set or shard that cannot be used
     │   ├── BadWeights        2  a weights file that is missing, cut, mixed up or made for another base
     │   └── BadOutput         2  an output that cannot be written or is there already
     └── Refused               3  the safety gate said no
@@ -34,6 +36,10 @@ class Cancelled(LynxError):
     """The caller asked a running generation to stop."""
 
 
+class Diverged(LynxError):
+    """A training run whose loss was not finite too often."""
+
+
 class BadRequest(LynxError, ValueError):
     """The request cannot be carried out as given."""
 
@@ -46,6 +52,10 @@ class BadPicture(BadRequest):
 
 class NoFace(BadRequest):
     """No usable face in a picture."""
+
+
+class BadData(BadRequest):
+    """A clip, a training set or a shard of one that cannot be used."""
 
 
 class BadWeights(BadRequest):

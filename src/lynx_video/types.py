@@ -84,3 +84,28 @@ class Clip:
     settings: dict[str, Any] = field(default_factory=dict)
     similarity: float | None = None
     coverage: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One thing to learn from: a clip (or a still, one frame), what it shows, and other pictures of the person in it.
+
+    latents: [C, T, h, w], the VAE's mean, normalised as the transformer sees it. frames, height, width: the pixels they stand for.
+    text: embeddings [S, D] of the caption, without the zeros after its last token. caption: the text itself.
+    faces: float32 [P, 512] of unit length and references: [P, C, 1, h, w], normalised latents of the reference crops: P other
+    pictures of the same person, in the same order. sources: where each of these P comes from.
+    person: who, as the set that holds the example names people. source: the file the target comes from.
+    """
+
+    key: str
+    latents: Tensor
+    frames: int
+    height: int
+    width: int
+    text: Tensor
+    caption: str
+    faces: Tensor
+    references: Tensor
+    person: str
+    source: str
+    sources: tuple[str, ...] = ()
