@@ -31,7 +31,7 @@ class Attention:
 
     def __init__(self) -> None:
         self.memory: KeysValues | None = None
-        self.scale = 1.0
+        self.scale: float | Tensor = 1.0
         self.text: KeysValues | None = None
 
     def __call__(
@@ -52,8 +52,7 @@ class Attention:
         parallel = self._parallel_config if encoder_hidden_states is None else None
         out_BLD = self._attend(query_BLNK, KeysValues(key, value), attention_mask, parallel)
         if self.memory is not None:
-            memory = _for_batch(self.memory, out_BLD.shape[0])
-            out_BLD = out_BLD + self.scale * self._attend(plain_query_BLNK, memory, None, None)
+            out_BLD = out_BLD + self.scale * self._attend_memory(plain_query_BLNK, self.memory)
         out_BLD = attn.to_out[0](out_BLD)
         out: Tensor = attn.to_out[1](out_BLD)
         return out
@@ -73,6 +72,9 @@ class Attention:
             key, value = attn.to_kv(context).chunk(2, dim=-1)
         key = attn.norm_k(key)
         return query, key.unflatten(2, (attn.heads, -1)), value.unflatten(2, (attn.heads, -1))
+
+    def _attend_memory(self, query_BLNK: Tensor, memory: KeysValues) -> Tensor:
+        return self._attend(query_BLNK, _for_batch(memory, query_BLNK.shape[0]), None, None)
 
     def _attend(self, query_BLNK: Tensor, memory: KeysValues, mask: Tensor | None, parallel: Any) -> Tensor:
         from diffusers.models.attention_dispatch import dispatch_attention_fn
