@@ -15,12 +15,15 @@ import click
 
 from lynx_video import __version__
 from lynx_video.cli.console import one_line
+from lynx_video.cli.dataset import dataset
 from lynx_video.cli.demo import demo
 from lynx_video.cli.doctor import doctor
 from lynx_video.cli.download import download
+from lynx_video.cli.draw import draw
 from lynx_video.cli.enroll import enroll
 from lynx_video.cli.faces import faces
 from lynx_video.cli.generate import generate
+from lynx_video.cli.train import train, train_report
 from lynx_video.errors import LynxError
 
 SETTINGS = {
@@ -37,8 +40,9 @@ def commands() -> None:
     """Video of a real person from one photo."""
 
 
-for _command in (generate, demo, faces, enroll, download, doctor):
+for _command in (generate, demo, faces, enroll, download, doctor, dataset, train, train_report):
     commands.add_command(_command)
+dataset.add_command(draw)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from lynx_video.nano import faces
 from lynx_video.nano.faces import People, Scenes
 
 _SUBJECTS = ("a person", "the person", "a man", "a woman", "someone")
-_DOES = {
+DOES = {
     "stays still": ("stays still", "looks at the camera", ""),
     "nods": ("nods", "is nodding", "nods the head"),
     "shakes the head": ("shakes the head", "is shaking the head", "shakes her head", "shakes his head"),
@@ -33,7 +33,7 @@ _ORDERS = (
 
 def caption(scene: Scenes, i: int, motion: int | None, traits: str, rng: random.Random) -> str:
     """The caption of entry `i`; `motion` None for a still, `traits` as `describe` gives them or empty."""
-    does = "" if motion is None else rng.choice(_DOES[faces.MOTIONS[motion]])
+    does = "" if motion is None else rng.choice(DOES[faces.MOTIONS[motion]])
     text = rng.choice(_ORDERS).format(
         who=rng.choice(_SUBJECTS),
         does=does,
@@ -65,7 +65,7 @@ def describe(who: People, i: int, keep: float, rng: random.Random) -> str:
 
 
 def _vocabulary() -> tuple[str, ...]:
-    sources = [*_SUBJECTS, *_ORDERS, *(d for options in _DOES.values() for d in options)]
+    sources = [*_SUBJECTS, *_ORDERS, *(d for options in DOES.values() for d in options)]
     sources += [*faces.COLOURS, *faces.SKIN, *faces.HAIR, *faces.EYES, *faces.FRAMES]
     sources += [*faces.STYLES, *faces.SHAPES, *faces.GLASSES, *faces.BEARDS, *faces.BROWS]
     sources += ["skin face hair eyes head glasses brows with no image of"]

@@ -13,9 +13,14 @@ if TYPE_CHECKING:
 
     from lynx_video.types import Video
 
-# what each sign is in a drawn clip of that motion at ordinary strength: scores near 1 say that it happened
-_YAW, _PITCH, _ROLL, _MOVE, _SMILE = 0.075, 0.30, 0.38, 0.39, 0.36
+    Floats = NDArray[np.float64]
+
+# what each sign is in a drawn clip of that motion at ordinary strength, in distances between the eyes (the roll in radians, the move
+# in half widths of the frame): scores near 1 say that it happened
+_TURN, _SWAY, _NOD, _ROLL, _MOVE, _SPREAD, _RISE = 0.08, 0.41, 0.27, 0.38, 0.40, 0.36, 0.29
 _STILL = 0.45  # below this every sign is noise
+_BAD_FRAME = 0.1  # one frame that makes more than nine tenths of the squared error is the detector's mistake
+SIGNS = ("shakes the head", "nods", "tilts the head", "moves to the left", "moves to the right", "smiles")
 
 
 def wall(frames: Video) -> str:
@@ -44,31 +49,60 @@ def motion(points: NDArray[np.float32], width: int) -> str:
 
 
 def signs(points: NDArray[np.float32], width: int) -> dict[str, float]:
-    """How strongly the tracks show each motion; about 1 where it was drawn."""
+    """How strongly the tracks show each motion; about 1 where it was drawn.
+
+    A shake is told by the nose, which moves between the eyes, and by the face that goes along; a smile by the mouth, whose corners move
+    apart and rise. Half of such a pair is no sign.
+    """
     left, right, nose, mouth_left, mouth_right = (points[:, i].astype(np.float64) for i in range(5))
     eyes, mouth = (left + right) / 2, (mouth_left + mouth_right) / 2
     apart = right - left
+    distance = np.linalg.norm(apart, axis=1)
+    unit = np.median(distance)
     roll = np.arctan2(apart[:, 1], apart[:, 0])
-    upright = np.stack([np.stack([np.cos(roll), np.sin(roll)], -1), np.stack([-np.sin(roll), np.cos(roll)], -1)], 1)
-    face_height = np.median(np.linalg.norm(mouth - eyes, axis=1))
-    nose_at = np.einsum("fij,fj->fi", upright, nose - eyes) / face_height
-    body = np.einsum("fij,fj->fi", upright, eyes)[:, 1] / face_height  # a nod carries the eyes up and down too
-    mouth_width = np.linalg.norm(mouth_right - mouth_left, axis=1) / np.linalg.norm(apart, axis=1)
-    t = np.linspace(0, 1, len(points))
-    shapes = np.stack([np.ones_like(t), t, np.sin(2 * np.pi * t)], -1)  # a rest, a drift, a wave
-
-    def fit(values: NDArray[np.float64]) -> tuple[float, float]:
-        _, drift, wave = np.linalg.lstsq(shapes, values, rcond=None)[0]
-        return float(drift), float(abs(wave))
-
-    travelled, _ = fit(eyes[:, 0] * 2 / width)
-    tilt = abs(fit(roll)[0])
+    nose_at = _turned(nose - eyes, roll) / unit
+    mouth_at = _turned(mouth - eyes, roll) / unit
+    place = _turned(eyes, np.full_like(roll, np.median(roll))) / unit
+    spread = np.linalg.norm(mouth_right - mouth_left, axis=1) / distance
+    turn, sway = _fit(nose_at[:, 0])[1], _fit(place[:, 0])[1]
+    along = max(0.0, sway * np.sign(turn))
+    tilt = abs(_fit(roll)[0])
+    travelled = _fit(eyes[:, 0] * 2 / width)[0]
     upright_enough = float(tilt < _ROLL * 0.4)
     return {
-        "shakes the head": fit(nose_at[:, 0])[1] / _YAW,
-        "nods": fit(body)[1] / _PITCH * upright_enough,
+        "shakes the head": _both(abs(turn) / _TURN, along / _SWAY),
+        "nods": abs(_fit(place[:, 1])[1]) / _NOD * upright_enough,
         "tilts the head": tilt / _ROLL,
         "moves to the left": max(0.0, -travelled) / _MOVE * upright_enough,
         "moves to the right": max(0.0, travelled) / _MOVE * upright_enough,
-        "smiles": max(0.0, fit(mouth_width)[0]) / _SMILE,
+        "smiles": _both(_fit(spread)[0] / _SPREAD, -_fit(mouth_at[:, 1])[0] / _RISE),
     }
+
+
+def _both(one: float, other: float) -> float:
+    """High where both are: the geometric mean, 0 where either goes the wrong way."""
+    return float(np.sqrt(max(0.0, one) * max(0.0, other)))
+
+
+def _turned(vectors: Floats, roll: Floats) -> Floats:
+    """Vectors [F, 2] as they are in a head that is not tilted."""
+    cos, sin = np.cos(roll), np.sin(roll)
+    return np.stack([vectors[:, 0] * cos + vectors[:, 1] * sin, vectors[:, 1] * cos - vectors[:, 0] * sin], -1)
+
+
+def _fit(values: Floats) -> tuple[float, float]:
+    """Drift and wave in a track [F]: least squares. A frame that alone makes most of what is left over is left out."""
+    t = np.linspace(0, 1, len(values))
+    shapes = np.stack([np.ones_like(t), t, np.sin(2 * np.pi * t)], -1)  # a rest, a drift, a wave
+    parts, left_over = _least_squares(shapes, values)
+    if len(values) > shapes.shape[1] + 2:
+        without = [_least_squares(np.delete(shapes, i, 0), np.delete(values, i)) for i in range(len(values))]
+        better, remains = min(without, key=lambda one: one[1])
+        if remains < _BAD_FRAME * left_over:
+            parts = better
+    return float(parts[1]), float(parts[2])
+
+
+def _least_squares(shapes: Floats, values: Floats) -> tuple[Floats, float]:
+    parts = np.linalg.lstsq(shapes, values, rcond=None)[0]
+    return parts, float(np.square(values - shapes @ parts).sum())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lynx_video.adapters.attach import Adapter
     from lynx_video.adapters.weights import AdapterFiles, BaseShape
     from lynx_video.face.detect import Detector
+    from lynx_video.types import Video
 
 NANO = Path(__file__).parent.parent / "nano" / "weights"
 DTYPES = ("bf16", "fp16", "fp32")
@@ -51,6 +52,8 @@ class Model:
     adapter: str
     faces: Callable[[Path], FaceModels]
     needs_safety_checker: bool = True
+    follow: Callable[[Video, str], float | None] | None = None
+    "how far a clip does what its prompt says, 0 to 1, where that can be told exactly"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +65,7 @@ class Blueprint:
     shape: BaseShape
     channels: int
     "of the latents"
-    patch: int
+    patch_size: tuple[int, int, int]
     spatial_factor: int
     temporal_factor: int
     files: AdapterFiles | None
@@ -76,7 +79,7 @@ class Blueprint:
     @property
     def grid(self) -> int:
         """Height and width must be multiples of this many pixels: the VAE's factor times the patch."""
-        return self.spatial_factor * self.patch
+        return self.spatial_factor * self.patch_size[-1]
 
     @property
     def blocks(self) -> int:
@@ -140,6 +143,7 @@ class Components:
         return len(self.transformer.blocks)
 
 
+@functools.cache
 def _nano_faces(_: Path) -> FaceModels:
     from lynx_video.face.embed import load_arcface
     from lynx_video.nano.vision import Judge, NanoDetector
@@ -150,6 +154,12 @@ def _nano_faces(_: Path) -> FaceModels:
         judge=functools.cache(lambda: Judge(_nano_file("face/judge.safetensors"))),
         judge_name="nano judge",
     )
+
+
+def _nano_follow(frames: Video, prompt: str) -> float | None:
+    from lynx_video.nano.prompt import following
+
+    return following(frames, prompt, _nano_faces(Path()).detector())
 
 
 def _nano_file(name: str) -> Path:
@@ -178,8 +188,20 @@ def photograph_faces(
 
 
 MODELS: dict[str, Model] = {
-    "nano": Model(base=str(NANO / "base"), adapter=str(NANO / "lynx_full"), faces=_nano_faces, needs_safety_checker=False),
-    "nano-lite": Model(base=str(NANO / "base"), adapter=str(NANO / "lynx_lite"), faces=_nano_faces, needs_safety_checker=False),
+    "nano": Model(
+        base=str(NANO / "base"),
+        adapter=str(NANO / "lynx_full"),
+        faces=_nano_faces,
+        needs_safety_checker=False,
+        follow=_nano_follow,
+    ),
+    "nano-lite": Model(
+        base=str(NANO / "base"),
+        adapter=str(NANO / "lynx_lite"),
+        faces=_nano_faces,
+        needs_safety_checker=False,
+        follow=_nano_follow,
+    ),
     "lynx-full": Model(base="models/Wan2.1-T2V-14B-Diffusers", adapter="models/lynx_full", faces=photograph_faces),
     "lynx-lite": Model(base="models/Wan2.1-T2V-14B-Diffusers", adapter="models/lynx_lite", faces=photograph_faces),
 }
@@ -267,7 +289,7 @@ def survey(
         base_hash=base_fingerprint(base_name),
         shape=shape,
         channels=int(transformer.get("in_channels", 16)),
-        patch=int((transformer.get("patch_size") or (1, 2, 2))[-1]),
+        patch_size=_patch_size(transformer),
         spatial_factor=int(vae.get("scale_factor_spatial", 8)),
         temporal_factor=int(vae.get("scale_factor_temporal", 4)),
         files=files,
@@ -309,6 +331,11 @@ def assemble(blueprint: Blueprint, *, idle_models: str = "keep") -> Components:
         dtype=blueprint.dtype,
         idle_models=idle_models,
     )
+
+
+def _patch_size(config: dict[str, Any]) -> tuple[int, int, int]:
+    in_time, down, across = config.get("patch_size") or (1, 2, 2)
+    return int(in_time), int(down), int(across)
 
 
 def _model(name: str) -> Model:

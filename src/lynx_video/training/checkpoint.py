@@ -39,7 +39,8 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Write a checkpoint beside its place, rename it, and remove the oldest beyond `keep`. Raises BadOutput, with none half-written."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException  # not an Exception
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     place = run / FOLDER / f"step-{progress['step']:07d}"
     partial = place.with_name(f".{place.name}.partial")
@@ -48,8 +49,8 @@ def save_checkpoint(
     among.wait()
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        dcp.save(_state(adapter, optimizers, average), checkpoint_id=partial, no_dist=among.count == 1)
-    except Exception as error:
+        save(_state(adapter, optimizers, average), checkpoint_id=partial, no_dist=among.count == 1)
+    except (Exception, CheckpointException) as error:
         if among.first:
             shutil.rmtree(partial, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
@@ -89,13 +90,14 @@ def load_checkpoint(
     among: Processes,
 ) -> None:
     """Read a checkpoint into adapter, optimizers and averaged weights. Raises BadWeights for one that is damaged."""
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+    from torch.distributed.checkpoint.api import CheckpointException  # not an Exception
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     state = _state(adapter, optimizers, average)
     try:
-        dcp.load(state, checkpoint_id=folder, no_dist=among.count == 1)
-    except Exception as error:
+        load(state, checkpoint_id=folder, no_dist=among.count == 1)
+    except (Exception, CheckpointException) as error:
         raise BadWeights(f"{folder} can't be read ({type(error).__name__}); remove it to go on from the one before.") from error
     # adapter and averages were read in place; optimizers make copies of their state
     for number, optimizer in enumerate(optimizers):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,9 +79,9 @@ class TrainConfig:
     "lite: width of the identity tokens"
     precision: Literal["bf16", "fp32"] = "bf16"
     "bf16: frozen base in bfloat16 and autocast, adapters and optimizer in float32"
-    recompute: bool = True
+    recompute: bool = field(default=True, metadata={"switch": True})
     "keep only the input of each block for the backward (activation checkpointing)"
-    compile: bool = False
+    compile: bool = field(default=False, metadata={"switch": True})
     "compile each block; packs of one shape share a graph, mixed packs run without"
     seed: int = 0
     "seed of the order, the noise and every other draw"

@@ -71,7 +71,8 @@ class Feed:
 
     def _ration(self, cursor: Cursor) -> Ration:
         planned, after = self.order.take(cursor, self.config.packs)
-        packs, unreadable = [], []
+        packs: list[Drawn] = []
+        unreadable: list[str] = []
         for one in planned[self.rank :: self.processes]:
             packs.append(self._draw(one, unreadable))
         spare = next((pack for pack in packs if pack.samples), None)

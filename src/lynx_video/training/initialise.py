@@ -102,7 +102,9 @@ def load_instantid_(resampler: Resampler, file: Path) -> list[str]:
         if name.startswith(INSTANTID_PREFIX)
     }
     if not stored:
-        raise BadWeights(f"{file} has no key that starts with {INSTANTID_PREFIX!r}; expected an InstantID ip-adapter checkpoint.")
+        raise BadWeights(
+            f"{file} has no key that starts with {INSTANTID_PREFIX!r}; expected an InstantID ip-adapter checkpoint."
+        )
     kept = []
     for name, parameter in resampler.named_parameters():
         if name not in stored:

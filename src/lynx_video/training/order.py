@@ -126,7 +126,7 @@ def split_held_out(entries: Sequence[Entry], count: int) -> tuple[list[Entry], l
     """Entries to train on, and about `count` of people that are kept out entirely; never more than a quarter of the people."""
     people = sorted({entry.person for entry in entries}, key=lambda person: hashlib.sha256(person.encode()).digest())
     out: set[str] = set()
-    sizes = {person: 0 for person in people}
+    sizes = dict.fromkeys(people, 0)
     for entry in entries:
         sizes[entry.person] += 1
     found = 0

@@ -23,9 +23,9 @@ from lynx_video.training.model import PackedModel
 class Processes:
     """This process among all."""
 
+    device: torch.device
     rank: int = 0
     count: int = 1
-    device: torch.device = torch.device("cpu")
 
     @property
     def first(self) -> bool:

@@ -68,8 +68,8 @@ class Trainer:
     def run(self, journal: Callable[[int], Journal]) -> int:
         """Train to the last step, from the newest checkpoint if there is one; the number of steps done.
 
-        journal: opens the log at a step. SIGTERM ends the run after the step it is in, with a checkpoint. Raises Cancelled then, Diverged
-        if too many steps in a row gave no number, BadRequest if the checkpoint was made with another config.
+        journal: opens the log at a step. SIGTERM ends the run after the step it is in, with a checkpoint. Raises Cancelled then,
+        Diverged if too many steps in a row gave no number, BadRequest if the checkpoint was made with another config.
         """
         self._resume()
         feed = self.feeder(self.cursor)
@@ -121,8 +121,8 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         if self.in_a_row >= self.config.max_skipped:
             raise Diverged(
-                f"step {self.done}: the loss ({loss}) or the gradient ({norm}) was no number {self.in_a_row} times in a row; go on from "
-                f"{latest(self.folder) or 'the start'} with a smaller --learning-rate."
+                f"step {self.done}: the loss ({loss}) or the gradient ({norm}) was no number {self.in_a_row} times in a row; go on "
+                f"from {latest(self.folder) or 'the start'} with a smaller --learning-rate."
             )
         return (
             StepFacts(

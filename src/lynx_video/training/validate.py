@@ -66,7 +66,7 @@ def read_subjects(file: Path) -> list[Subject]:
 
 
 class Validator:
-    """What a trainer calls. Clips need `components` whose adapter is the trained one; `follow` scores how far a clip obeys its prompt."""
+    """What a trainer calls. Clips need `components` whose adapter is the trained one; `follow` scores how well a clip obeys."""
 
     def __init__(
         self,

@@ -1,0 +1,73 @@
+"""Whole configurations as functions. The docstring of each: the command, what it takes, what to expect.
+
+Stages come in pairs: the video stage starts from the adapter of the image stage, `--start RUN/adapter`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from lynx_video.training.config import TrainConfig
+
+
+def lynx_image() -> TrainConfig:
+    """The paper's first stage: 40,000 steps of 128 packs of 33,600 tokens, on stills.
+
+    torchrun ... -m lynx_video train SET RUN --model lynx-full --preset lynx-image --resampler ip-adapter.bin
+    128 GPUs of 80 GB in the paper; never run by us at that size. The paper sees likeness after about 10,000 steps.
+    """
+    return TrainConfig(stage="image", steps=40_000, packs=128)
+
+
+def lynx_video() -> TrainConfig:
+    """The paper's second stage: 60,000 steps on clips and stills, from the first stage's adapter.
+
+    torchrun ... -m lynx_video train SET RUN --model lynx-full --preset lynx-video --start IMAGE_RUN/adapter
+    """
+    return TrainConfig(stage="video", steps=60_000, packs=128)
+
+
+def nano_image() -> TrainConfig:
+    """Stills for the toy model: lynx-video train SET RUN --preset nano-image. Minutes on a CPU core."""
+    return TrainConfig(
+        stage="image",
+        steps=900,
+        tokens=4096,
+        learning_rate=1e-3,
+        matrix_rate=3e-3,
+        beta2=0.98,
+        warmup=50,
+        decay=0.3,
+        average=0.995,
+        timesteps="sample",
+        sampling_mean=0.2,
+        sampling_shift=1.0,
+        drop_identity=0.22,
+        drop_reference=0.30,
+        alone=1.0,
+        initial_value=0.5,
+        resampler_depth=2,
+        resampler_width=192,
+        queries=8,
+        registers=4,
+        token_width=128,
+        recompute=False,
+        compile=True,
+        checkpoint_every=200,
+        validate_every=300,
+        held_out=64,
+    )
+
+
+def nano_video() -> TrainConfig:
+    """Clips for the toy model, from the stills: lynx-video train SET RUN --preset nano-video --start IMAGE_RUN/adapter."""
+    return replace(nano_image(), stage="video", steps=1500, tokens=4480, matrix_rate=2.5e-3, average=0.997, decay=0.7)
+
+
+TRAINING: dict[str, Callable[[], TrainConfig]] = {
+    "lynx-image": lynx_image,
+    "lynx-video": lynx_video,
+    "nano-image": nano_image,
+    "nano-video": nano_video,
+}
