@@ -107,7 +107,7 @@ def sitter(golden):
     """The identity of the golden portrait in a case."""
     from lynx_video.face.record import FaceRecord
     from lynx_video.pipeline.identify import identify
-    from lynx_video.pipeline.load import photograph_faces
+    from lynx_video.pipeline.models import photograph_faces
 
     def make(case="full_three_pass"):
         data = golden(case)

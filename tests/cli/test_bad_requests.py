@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lynx_video.media.image import write_picture
-from lynx_video.pipeline.load import NANO
+from lynx_video.pipeline.models import NANO
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TINY = ("--num-frames", 5, "--height", 64, "--width", 64, "--num-inference-steps", 2)

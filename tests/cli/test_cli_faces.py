@@ -10,7 +10,7 @@ from lynx_video.errors import BadOutput
 from lynx_video.media.image import read_picture, write_picture
 from lynx_video.media.video import read_metadata
 from lynx_video.nano.people import portrait
-from lynx_video.pipeline.load import NANO
+from lynx_video.pipeline.models import NANO
 
 needs_faces = pytest.mark.skipif(
     not (NANO / "face" / "detector.safetensors").is_file(), reason="nano's face models are not in the package"

@@ -392,7 +392,7 @@ def test_a_detector_is_told_by_its_outputs(tmp_path, capfd):
 
 
 def test_photograph_faces_take_a_yunet_of_any_name(tmp_path):
-    from lynx_video.pipeline.load import photograph_faces
+    from lynx_video.pipeline.models import photograph_faces
 
     faces = photograph_faces(tmp_path, detector=yunet_model(tmp_path / "face.onnx"))
     assert type(faces.detector()) is YuNet

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-
 from pathlib import Path
 
 import pytest

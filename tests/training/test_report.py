@@ -198,7 +198,6 @@ def test_the_page_stays_small(tmp_path, monkeypatch):
     # the reference, and of each person the last, the first and the middle
     assert shown == ["anna, reference", *(f"{name}, step {step}" for name in ("anna", "ben") for step in (1, 5, 9))]
     assert "12 of 19 files left out" in page.text
-    assert report.CLIP_BYTES * 4 / 3 < 10_000_000
 
 
 def test_the_real_limit_keeps_under_ten_megabytes(tmp_path):
@@ -208,6 +207,7 @@ def test_the_real_limit_keeps_under_ten_megabytes(tmp_path):
         (run / "validation" / f"anna-{step}.mp4").write_bytes(bytes(900_000))
     write_report(run, tmp_path / "report.html")
     assert 8_000_000 < (tmp_path / "report.html").stat().st_size < 10_000_000
+    assert report.CLIP_BYTES * 4 / 3 < 9_500_000  # half a megabyte for the rest
 
 
 def test_a_run_that_has_only_begun(tmp_path):

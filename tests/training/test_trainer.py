@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lynx_video import load
-from lynx_video.errors import BadData, BadOutput, BadRequest, Diverged
+from lynx_video.errors import BadData, BadOutput, BadRequest, BadWeights, Cancelled, Diverged
 from lynx_video.training import checkpoint, objective, trainer
 from lynx_video.training.journal import read_log
 from lynx_video.training.launch import launch, prepare
@@ -44,7 +44,7 @@ def weights(run):
     return {f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def test_a_run_learns_and_leaves_the_base_alone(train, small, golden_base, monkeypatch):
+def test_a_run_learns_and_leaves_the_base_alone(train, small, monkeypatch):
     before = {}
 
     def keep(job, among):
@@ -134,24 +134,36 @@ def until(condition, seconds=60.0):
         time.sleep(0.01)
 
 
-def test_two_processes_learn_the_same(small, golden_base, noise_set, tmp_path, train):
-    """FSDP2 over two gloo processes: losses to 1e-5, exported weights to one step of bfloat16."""
-    config = small(recompute=True)
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 5e-3)])
+def test_two_processes_learn_the_same(small, golden_base, noise_set, tmp_path, train, precision, tolerance):
+    """FSDP2 over two gloo processes against one: losses to 1e-5 in float32, exported weights to one step of bfloat16."""
+    config = small(recompute=True, precision=precision)
     alone = train(config, "alone")
     worker = Path(__file__).parent / "worker.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), str(worker)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+        str(worker),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     job = json.dumps({"base": golden_base.base_name, "data": str(noise_set), "config": asdict(config)})
     subprocess.run([*command, str(tmp_path / "pair"), job], check=True, capture_output=True, env=environment, timeout=240)
     for one, two in zip(losses(alone), losses(tmp_path / "pair"), strict=True):
-        assert abs(one - two) <= 1e-5 * one
+        assert abs(one - two) <= tolerance * one
     ours, theirs = weights(tmp_path / "pair"), weights(alone)
-    for name, tensor in theirs.items():
+    for name, tensor in theirs.items() if precision == "fp32" else ():
         torch.testing.assert_close(ours[name].float(), tensor.float(), atol=1e-3, rtol=1e-2)
-    validations = [[line["facts"] for line in read_log(run) if line["kind"] == "validation"] for run in (alone, tmp_path / "pair")]
+    validations = [
+        [line["facts"] for line in read_log(run) if line["kind"] == "validation"] for run in (alone, tmp_path / "pair")
+    ]
     assert len(validations[0]) == 2
     for one, two in zip(*validations, strict=True):
-        assert one == pytest.approx(two, rel=1e-4)
+        assert one == pytest.approx(two, rel=10 * tolerance)
 
 
 def free_port():
@@ -163,8 +175,6 @@ def free_port():
 
 
 def test_sigterm_ends_with_a_checkpoint(train, small, tmp_path, monkeypatch):
-    from lynx_video.errors import Cancelled
-
     original = trainer.Trainer.train_step
 
     def step_then_signal(self, feed):
@@ -208,25 +218,27 @@ def test_a_loss_that_is_no_number_is_skipped(train, small, monkeypatch):
 
 def test_too_many_in_a_row_end_the_run(train, small, monkeypatch, tmp_path):
     poison(monkeypatch, {2, 3, 4, 5})
-    with pytest.raises(Diverged, match="3 times in a row.*learning-rate"):
+    with pytest.raises(Diverged, match=r"3 times in a row.*learning-rate"):
         train(small(max_skipped=3))
     assert len(losses(tmp_path / "run")) < 6
 
 
-def test_a_checkpoint_of_another_config_is_refused(train, small, tmp_path):
+def test_a_checkpoint_of_another_config_is_refused(train, small):
     train(small(steps=2))
-    for changes, words in (({"learning_rate": 1e-4}, "learning_rate 0.001"), ({"steps": 4}, "steps 2"), ({"seed": 3}, "seed 0")):
+    for changes, words in (
+        ({"learning_rate": 1e-4}, "learning_rate 0.001"),
+        ({"steps": 4}, "steps 2"),
+        ({"seed": 3}, "seed 0"),
+    ):
         with pytest.raises(BadRequest, match=words):
             train(small(**({"steps": 2} | changes)))
     train(small(steps=2, checkpoint_every=1, recompute=True))
 
 
-def test_a_damaged_checkpoint_is_named(train, small, tmp_path):
+def test_a_damaged_checkpoint_is_named(train, small):
     run = train(small(steps=2))
     for file in (run / "checkpoints" / "step-0000002").glob("*.distcp"):
         file.write_bytes(file.read_bytes()[:100])
-    from lynx_video.errors import BadWeights
-
     with pytest.raises(BadWeights, match="step-0000002"):
         train(small(steps=2))
 
@@ -253,7 +265,7 @@ def test_checkpoints_are_thinned(train, small):
     assert sorted(folder.name for folder in (run / "checkpoints").iterdir()) == ["step-0000004", "step-0000006"]
 
 
-def test_a_stage_starts_from_the_one_before(train, small, golden_base, noise_set, tmp_path):
+def test_a_stage_starts_from_the_one_before(train, small, golden_base, noise_set):
     first = train(small(stage="image", steps=3, average=0.0), "image")
     second = train(small(steps=1, learning_rate=1e-12, average=0.0, weight_decay=0.0), "video", start=first / "adapter")
     before, after = weights(first), weights(second)

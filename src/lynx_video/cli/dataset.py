@@ -196,7 +196,7 @@ def _draw(shards: Any, file: Path, flags: ShowFlags) -> None:
     """Draw a sheet with the VAE of the model the set was made with. Raises BadRequest if the one that is named is another."""
     hush_libraries()
     from lynx_video.media.image import write_picture
-    from lynx_video.pipeline.load import MODELS
+    from lynx_video.pipeline.models import MODELS
     from lynx_video.training.dataset.encode import load_vae
     from lynx_video.training.dataset.sheet import draw_sheet, spread
 

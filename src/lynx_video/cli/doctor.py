@@ -126,7 +126,7 @@ def look_at_packages() -> dict[str, str]:
 
 def look_at_weights(models: Path) -> dict[str, bool]:
     """Whether each part is there: nano's in the package, the others as `download` lays them out."""
-    from lynx_video.pipeline.load import NANO
+    from lynx_video.pipeline.models import NANO
 
     found = {
         name: all(any((NANO / part).glob("*.safetensors")) for part in (*NANO_PARTS, adapter))

@@ -28,7 +28,8 @@ def draw(out: Path, clips: int, stills: int, seed: int, overwrite: bool) -> None
     from tqdm import tqdm
 
     from lynx_video.nano.recipe.drawn import Drawn, conditions
-    from lynx_video.pipeline.load import NANO, survey
+    from lynx_video.pipeline.load import survey
+    from lynx_video.pipeline.models import NANO
     from lynx_video.training.shards import Conditions, write_shards
 
     blueprint = survey("nano", with_adapter=False)

@@ -209,7 +209,7 @@ def _check_name(output: OutputFlags) -> None:
 
 def _safety(model: ModelFlags, output: OutputFlags, blueprint: Blueprint) -> tuple[SafetyChecker | None, list[str]]:
     """The safety checker, None where none is asked for and none is needed; and a warning if a foreign base runs without."""
-    from lynx_video.pipeline.load import MODELS
+    from lynx_video.pipeline.models import MODELS
     from lynx_video.safety import resolve_safety
 
     real = blueprint.shape.width >= REAL_WIDTH

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from lynx_video.pipeline.enrol import Enrolment
     from lynx_video.pipeline.generate import Plan
     from lynx_video.pipeline.identify import Sitter
-    from lynx_video.pipeline.load import Blueprint, FaceModels
+    from lynx_video.pipeline.load import Blueprint
+    from lynx_video.pipeline.models import FaceModels
 
 
 def survey_model(
@@ -84,7 +85,7 @@ def _touched(influence: Influence) -> bool:
 
 def face_models(model: ModelFlags, face: FaceFlags) -> FaceModels:
     """The face models that the options name; none is loaded yet."""
-    from lynx_video.pipeline.load import MODELS
+    from lynx_video.pipeline.models import MODELS
 
     return _override(MODELS[model.model].faces(model.models), model, face)
 
@@ -92,7 +93,7 @@ def face_models(model: ModelFlags, face: FaceFlags) -> FaceModels:
 def _override(faces: FaceModels, model: ModelFlags, face: FaceFlags) -> FaceModels:
     if face.face_detector is None and face.arcface is None:
         return faces
-    from lynx_video.pipeline.load import photograph_faces
+    from lynx_video.pipeline.models import photograph_faces
 
     own = photograph_faces(model.models, detector=face.face_detector, arcface=face.arcface)
     return replace(

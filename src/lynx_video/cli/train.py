@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +62,8 @@ def train(data: Path, run: Path, flags: RunFlags, given: TrainConfig) -> None:
         raise BadOutput(f"{run} is a file; name a folder for the run.")
 
     hush_libraries()
-    from lynx_video.pipeline.load import MODELS, survey
+    from lynx_video.pipeline.load import survey
+    from lynx_video.pipeline.models import MODELS
     from lynx_video.training.launch import launch, prepare
     from lynx_video.training.validate import read_subjects
 
@@ -74,9 +76,9 @@ def train(data: Path, run: Path, flags: RunFlags, given: TrainConfig) -> None:
     subjects = read_subjects(flags.validation) if flags.validation else []
     job = prepare(blueprint, data, config, start=flags.start, subjects=subjects)
     if flags.dry_run:
-        from lynx_video.cli.forecast import forecast
+        from lynx_video.training.forecast import forecast
 
-        text, facts = forecast(job)
+        text, facts = forecast(job, int(os.environ.get("WORLD_SIZE", "1")))
         console.result(text, facts)
         return
     adapter = launch(job, run, follow=MODELS[name].follow, tensorboard=flags.tensorboard, quiet=console.silent)

@@ -15,7 +15,7 @@ from lynx_video.face.record import FaceRecord
 from lynx_video.types import Face, Identity
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import FaceModels
+    from lynx_video.pipeline.models import FaceModels
     from lynx_video.types import Picture, Points
 
 

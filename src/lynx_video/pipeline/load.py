@@ -5,55 +5,25 @@ This is the only place that knows which models exist; everything above it works 
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_video.config import FULL, LITE, Defaults
-from lynx_video.errors import BadRequest, BadWeights, MissingDependency
+from lynx_video.errors import BadRequest, BadWeights
 from lynx_video.pipeline.checkpoint import base_config, base_fingerprint, base_shape, check_base_files, fingerprint, load_base
+from lynx_video.pipeline.models import MODELS, NANO, FaceModels, Model, nano_file, photograph_faces
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
     from lynx_video.adapters.attach import Adapter
     from lynx_video.adapters.weights import AdapterFiles, BaseShape
-    from lynx_video.face.detect import Detector
-    from lynx_video.types import Video
 
-NANO = Path(__file__).parent.parent / "nano" / "weights"
 DTYPES = ("bf16", "fp16", "fp32")
 IDLE_MODELS = ("keep", "offload", "free")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FaceModels:
-    """Where faces come from; each is loaded when first called and then kept.
-
-    detector finds faces; encoder turns aligned crops [B, 3, 112, 112] in [-1, 1] into the vectors [B, 512] the adapter was trained
-    with; judge, if there is one, turns such crops into vectors of its own for scoring.
-    """
-
-    detector: Callable[[], Detector]
-    encoder: Callable[[], Callable[[Tensor], Tensor]]
-    judge: Callable[[], Callable[[Tensor], Tensor]] | None = None
-    judge_name: str = ""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
-    """A model by name: where its base, adapter and face models lie."""
-
-    base: str
-    adapter: str
-    faces: Callable[[Path], FaceModels]
-    needs_safety_checker: bool = True
-    follow: Callable[[Video, str], float | None] | None = None
-    "how far a clip does what its prompt says, 0 to 1, where that can be told exactly"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,70 +113,6 @@ class Components:
         return len(self.transformer.blocks)
 
 
-@functools.cache
-def _nano_faces(_: Path) -> FaceModels:
-    from lynx_video.face.embed import load_arcface
-    from lynx_video.nano.vision import Judge, NanoDetector
-
-    return FaceModels(
-        detector=functools.cache(lambda: NanoDetector(_nano_file("face/detector.safetensors"))),
-        encoder=functools.cache(lambda: load_arcface(_nano_file("face/encoder.safetensors"))),
-        judge=functools.cache(lambda: Judge(_nano_file("face/judge.safetensors"))),
-        judge_name="nano judge",
-    )
-
-
-def _nano_follow(frames: Video, prompt: str) -> float | None:
-    from lynx_video.nano.prompt import following
-
-    return following(frames, prompt, _nano_faces(Path()).detector())
-
-
-def _nano_file(name: str) -> Path:
-    """A file of the weights that ship with the package. Raises MissingDependency if it came without."""
-    file = NANO / name
-    if not file.is_file():
-        raise MissingDependency(
-            f"{file} is not there: the package came without nano's weights; install it again, or `make nano`."
-        )
-    return file
-
-
-def photograph_faces(
-    models: Path, *, detector: Path | None = None, arcface: Path | None = None, device: str = "cpu"
-) -> FaceModels:
-    """SCRFD (or YuNet) and the official ArcFace, from `models/face` or by path."""
-    from lynx_video.face.detect import load_detector
-    from lynx_video.face.embed import load_arcface
-
-    found = detector or models / "face" / "buffalo_l"
-    weights = arcface or models / "face" / "recognition_arcface_ir_se50.pth"
-    return FaceModels(
-        detector=functools.cache(lambda: load_detector(found)),
-        encoder=functools.cache(lambda: load_arcface(weights, device)),
-    )
-
-
-MODELS: dict[str, Model] = {
-    "nano": Model(
-        base=str(NANO / "base"),
-        adapter=str(NANO / "lynx_full"),
-        faces=_nano_faces,
-        needs_safety_checker=False,
-        follow=_nano_follow,
-    ),
-    "nano-lite": Model(
-        base=str(NANO / "base"),
-        adapter=str(NANO / "lynx_lite"),
-        faces=_nano_faces,
-        needs_safety_checker=False,
-        follow=_nano_follow,
-    ),
-    "lynx-full": Model(base="models/Wan2.1-T2V-14B-Diffusers", adapter="models/lynx_full", faces=photograph_faces),
-    "lynx-lite": Model(base="models/Wan2.1-T2V-14B-Diffusers", adapter="models/lynx_lite", faces=photograph_faces),
-}
-
-
 def load(
     model: str = "nano",
     *,
@@ -277,7 +183,7 @@ def survey(
         # another base has nothing to do with the settings that lie beside the model's own adapter
         paths = [Path(_under(spec.adapter, models))] if with_adapter or base is None else []
     if base_name == str(NANO / "base"):
-        _nano_file("base/transformer/config.json")
+        nano_file("base/transformer/config.json")
     shape = base_shape(base_name)
     transformer, vae = base_config(base_name, "transformer"), base_config(base_name, "vae")
     files = inspect(paths, shape, parts) if with_adapter else None

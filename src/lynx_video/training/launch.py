@@ -110,7 +110,7 @@ def launch(job: Job, output: Path, *, follow: Follow | None = None, tensorboard:
             )
         components = _components(job, among)
         model = PackedModel(components.adapter, recompute=config.recompute)
-        shard_(model, among)
+        shard_(model, among, components.dtype)
         if among.first:
             output.mkdir(parents=True, exist_ok=True)
             with draft(output / CONFIG) as partial_file:

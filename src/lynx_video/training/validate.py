@@ -129,6 +129,7 @@ class Validator:
     def clips(self, trainer: Trainer, number: int) -> tuple[dict[str, float], dict[str, Path]]:
         """A clip of each subject, divided among the processes, with similarity, coverage and prompt following where they can be had."""
         from lynx_video.config import GenerateConfig
+        from lynx_video.media.image import read_picture, write_picture
         from lynx_video.media.video import write_video
         from lynx_video.pipeline.generate import generate
 
@@ -144,6 +145,7 @@ class Validator:
                 name = f"{i:02d}-{subject.portrait.stem}"
                 made[name] = folder / f"{name}-{number:06d}.mp4"
                 write_video(made[name], clip.frames, clip.fps, clip.settings)
+                write_picture(folder / f"{name}-reference.png", read_picture(subject.portrait))
                 row = {"similarity": clip.similarity, "coverage": clip.coverage}
                 if self.follow is not None:
                     row["prompt_following"] = self.follow(clip.frames, subject.prompt)
