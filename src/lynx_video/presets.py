@@ -62,7 +62,7 @@ def nano_image() -> TrainConfig:
 
 def nano_video() -> TrainConfig:
     """Clips for the toy model, from the stills: lynx-video train SET RUN --preset nano-video --start IMAGE_RUN/adapter."""
-    return replace(nano_image(), stage="video", steps=1500, tokens=4480, matrix_rate=2.5e-3, average=0.997, decay=0.7)
+    return replace(nano_image(), stage="video", steps=1000, tokens=4480, matrix_rate=2.5e-3, average=0.997, decay=0.7)
 
 
 TRAINING: dict[str, Callable[[], TrainConfig]] = {

@@ -104,5 +104,5 @@ def _fit(values: Floats) -> tuple[float, float]:
 
 
 def _least_squares(shapes: Floats, values: Floats) -> tuple[Floats, float]:
-    parts = np.linalg.lstsq(shapes, values, rcond=None)[0]
+    parts: Floats = np.linalg.lstsq(shapes, values, rcond=None)[0].astype(np.float64)
     return parts, float(np.square(values - shapes @ parts).sum())

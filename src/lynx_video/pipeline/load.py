@@ -6,13 +6,14 @@ This is the only place that knows which models exist; everything above it works 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_video.config import FULL, LITE, Defaults
-from lynx_video.errors import BadRequest, BadWeights
+from lynx_video.errors import BadRequest, BadWeights, LynxWarning
 from lynx_video.pipeline.checkpoint import base_config, base_fingerprint, base_shape, check_base_files, fingerprint, load_base
 from lynx_video.pipeline.models import MODELS, NANO, FaceModels, Model, nano_file, photograph_faces
 
@@ -171,8 +172,8 @@ def survey(
     from lynx_video.adapters.weights import inspect
 
     spec = _model(model)
-    if (base is None) != (adapter is None) and with_adapter and model.startswith("nano"):
-        raise BadRequest("give base and adapter together: nano's adapter fits no other base, and no other adapter fits nano.")
+    if base is not None and adapter is None and with_adapter and model.startswith("nano"):
+        raise BadRequest("give an adapter with the base: nano's own adapter fits no other base.")
     chosen_device, chosen_dtype = _device(device), _dtype(dtype, device)
     if arm is not None and not with_adapter:
         spec = next((one for one in MODELS.values() if one.base == spec.base and _arm_of([Path(one.adapter)]) == arm), spec)
@@ -189,10 +190,12 @@ def survey(
     files = inspect(paths, shape, parts) if with_adapter else None
     chosen_arm = files.arm if files is not None else arm or _arm_of(paths)
     check_base_files(base_name)
-    custom = base is not None or adapter is not None
+    base_hash = base_fingerprint(base_name)
+    if files is not None:
+        _check_made_for(paths, base_name, base_hash)
     return Blueprint(
         base_name=base_name,
-        base_hash=base_fingerprint(base_name),
+        base_hash=base_hash,
         shape=shape,
         channels=int(transformer.get("in_channels", 16)),
         patch_size=_patch_size(transformer),
@@ -202,7 +205,7 @@ def survey(
         adapter_hash=fingerprint(files.files) if files is not None else "",
         arm=chosen_arm,
         defaults=_defaults(paths, chosen_arm),
-        faces=faces or (photograph_faces if custom and model.startswith("nano") else spec.faces)(Path(models)),
+        faces=faces or (photograph_faces if base is not None and model.startswith("nano") else spec.faces)(Path(models)),
         device=chosen_device,
         dtype=chosen_dtype,
     )
@@ -295,16 +298,38 @@ def _dtype(dtype: str | torch.dtype | None, device: str | torch.device | None) -
 def _defaults(paths: Sequence[Path], arm: str) -> Defaults:
     """The arm's defaults, overridden by a `lynx.json` beside the adapter."""
     defaults = FULL if arm == "full" else LITE
+    for file, values in _notes(paths):
+        try:
+            return replace(defaults, **{one.name: values[one.name] for one in fields(Defaults) if one.name in values})
+        except TypeError as error:
+            raise BadWeights(f"{file} can't be read as the adapter's defaults ({error}).") from error
+    return defaults
+
+
+def _check_made_for(paths: Sequence[Path], base_name: str, base_hash: str) -> None:
+    """Warn of an adapter whose `lynx.json` says that it was trained on another base of the same shape."""
+    for file, values in _notes(paths):
+        if values.get("base_hash", base_hash) != base_hash:
+            warnings.warn(
+                f"{file.parent} was trained on another base ({values.get('base', 'unknown')}) than {base_name}; likeness may be lost.",
+                LynxWarning,
+                stacklevel=4,
+            )
+
+
+def _notes(paths: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Each `lynx.json` beside an adapter, with what it says. Raises BadWeights for one that is no JSON object."""
     for path in paths:
         file = (path if path.is_dir() else path.parent) / "lynx.json"
         if not file.is_file():
             continue
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-            return replace(defaults, **{one.name: values[one.name] for one in fields(Defaults) if one.name in values})
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise BadWeights(f"{file} can't be read as the adapter's defaults ({error}).") from error
-    return defaults
+        if not isinstance(values, dict):
+            raise BadWeights(f"{file} can't be read as the adapter's defaults (no JSON object).")
+        yield file, values
 
 
 def _arm_of(paths: Sequence[Path]) -> str:

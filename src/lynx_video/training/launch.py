@@ -131,7 +131,7 @@ def launch(job: Job, output: Path, *, follow: Follow | None = None, tensorboard:
         assert all(parameter.grad is None for parameter in components.transformer.parameters()), "the base is frozen"
         with trainer.averaged():
             facts = {
-                "base": job.blueprint.base_name,
+                "base": _name(job.blueprint.base_name),
                 "base_hash": job.blueprint.base_hash,
                 "arm": config.arm,
                 "training": config.as_json(),
@@ -160,6 +160,11 @@ def _components(job: Job, among: Processes) -> Components:
         initialise_(adapter, config)
     components.adapter = adapter.to(among.device).requires_grad_(True)
     return components
+
+
+def _name(base: str) -> str:
+    """A hub id, or the last part of a path: where it lies here says nothing elsewhere."""
+    return Path(base).name if Path(base).is_dir() else base
 
 
 def _feed(job: Job, among: Processes, cursor: Any) -> Feed:

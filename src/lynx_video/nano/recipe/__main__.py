@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("vae", "face", "data", "base", "adapters", "export")
+STAGES = ("vae", "face", "data", "base", "export")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The base model: text to stills, then text to clips mixed with stills; text encoder and transformer train together.
 
-Also here: the drawn and encoded world that base and adapters are trained on (`encode`), made once and kept in the run folder.
+Also here: the drawn and encoded world that the base is trained on, made once and kept in the run folder.
 """
 
 from __future__ import annotations
@@ -45,12 +45,6 @@ class World:
         self.clips: Tensor = stored["clips"]  # [M, C, T, h, w]
         self.motion: Tensor = stored["motion"]
         self.clip_scenes = Scenes(**stored["clip_scenes"])
-
-    def open_portraits(self) -> None:
-        """Read the portraits too."""
-        stored = self._read("portraits")
-        self.portraits: Tensor = stored["portraits"]  # [M, C, 1, h, w], latents of the reference crops
-        self.faces: Tensor = stored["faces"]  # [M, 512]
 
     def _read(self, name: str) -> dict[str, Any]:
         stored: dict[str, Any] = torch.load(self.run / f"{name}.pt", weights_only=True, mmap=True)

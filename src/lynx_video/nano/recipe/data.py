@@ -71,16 +71,16 @@ def to_signed(pictures: Tensor) -> Tensor:
 
 
 def train(run: Path, part: str = "all") -> None:
-    """The stage that draws and encodes the world of base and adapters: `run/stills.pt`, `run/clips.pt`, `run/portraits.pt`.
+    """The stage that draws and encodes the world of the base: `run/stills.pt`, `run/clips.pt`.
 
-    30,000 people with two stills each. The first 7,000 also have a clip and a portrait, each in a scene and pose of its own; of the
-    portrait the reference crop's latents and the face vector are kept. The parts can run side by side.
+    30,000 people with two stills each. The first 7,000 also have a clip, in a scene and pose of its own. The parts can run side by
+    side.
     """
     from lynx_video.nano.recipe import base
 
     who = faces.people(PEOPLE, generator("base"))
     filmed = faces.select(who, slice(0, FILMED))
-    for number, (name, make) in enumerate((("stills", _stills), ("clips", _clips), ("portraits", _portraits))):
+    for number, (name, make) in enumerate((("stills", _stills), ("clips", _clips))):
         if part in (name, "all"):
             stored = make(run, base.load_vae(run), who if name == "stills" else filmed, generator("base", number + 1))
             torch.save({"who": base.as_dict(who), **stored}, run / f"{name}.partial")
@@ -117,26 +117,3 @@ def _clips(_: Path, vae: Any, who: People, rng: torch.Generator) -> dict[str, An
         if start % 1000 == 0:
             print(f"clips {start}/{len(who)}", flush=True)
     return {"clips": torch.cat(latents), "motion": torch.cat(motions), "clip_scenes": base.as_dict(scene)}
-
-
-def _portraits(run: Path, vae: Any, who: People, rng: torch.Generator) -> dict[str, Any]:
-    """Reference latents and face vectors from portraits at 128 px, cropped as the product crops them."""
-    import numpy as np
-
-    from lynx_video.face.align import arcface_crop, reference_crop
-    from lynx_video.face.embed import load_arcface
-    from lynx_video.nano.recipe import base
-
-    encoder = load_arcface(run / "encoder.safetensors")
-    latents, vectors = [], []
-    for start in range(0, len(who), 64):
-        some = faces.select(who, slice(start, start + 64))
-        pictures, _, pose = stills(some, rng, PORTRAIT)
-        noise = torch.randn(len(some), 5, 2, generator=rng) * 0.7  # a detector is not exact
-        points = ((faces.landmarks(some, pose) + 1) * PORTRAIT / 2 - 0.5 + noise).numpy()
-        images = pictures.permute(0, 2, 3, 1).contiguous().numpy()
-        small = [arcface_crop(image, spots) for image, spots in zip(images, points, strict=True)]
-        crops = [reference_crop(image, spots, model.REFERENCE) for image, spots in zip(images, points, strict=True)]
-        vectors.append(encoder(to_signed(torch.tensor(np.stack(small)).permute(0, 3, 1, 2))))
-        latents.append(base.to_latents(vae, torch.tensor(np.stack(crops)).permute(0, 3, 1, 2)[:, None]))
-    return {"portraits": torch.cat(latents), "faces": torch.cat(vectors)}

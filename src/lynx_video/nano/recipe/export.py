@@ -43,10 +43,13 @@ def train(run: Path) -> None:
     }
     (base / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for arm in ("full", "lite"):
-        if (run / f"lynx_{arm}").is_dir():
-            shutil.copytree(run / f"lynx_{arm}", WEIGHTS / f"lynx_{arm}", dirs_exist_ok=True)
-            defaults = DEFAULTS if arm == "full" else {**DEFAULTS, "guidance_scale_i": None}
-            (WEIGHTS / f"lynx_{arm}" / "lynx.json").write_text(json.dumps(defaults, indent=2) + "\n", encoding="utf-8")
+        adapter, place = run / f"{arm}-video" / "adapter", WEIGHTS / f"lynx_{arm}"
+        if adapter.is_dir():
+            shutil.copytree(adapter, place, dirs_exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
+        known = json.loads((place / "lynx.json").read_text(encoding="utf-8")) if (place / "lynx.json").is_file() else {}
+        defaults = DEFAULTS if arm == "full" else {**DEFAULTS, "guidance_scale_i": None}
+        (place / "lynx.json").write_text(json.dumps(known | defaults, indent=2) + "\n", encoding="utf-8")
     (WEIGHTS / "face").mkdir(parents=True, exist_ok=True)
     for name in ("encoder", "judge", "detector"):
         if (run / f"{name}.safetensors").is_file():

@@ -185,12 +185,13 @@ Scene = tuple[Tensor, Tensor, Tensor]  # uint8 [3, 128, 128], boxes [P, 4] and p
 
 
 def _detector(run: Path) -> nn.Module:
-    """First whole scenes. Then also small portraits in a row, with margins, and clips as the VAE gives them; the mouth counts more."""
+    """First whole scenes. Then also rows of small portraits, clips as the VAE gives them, and nobody; the mouth counts more."""
     model = DetectorNet()
     rng = data.generator("detector")
     _train_detector("detector", run, model, _Scenes([_scene(rng) for _ in range(9000)]), DETECTOR, 1.0)
     rng = data.generator("detector", 1)
-    kinds = [(one, _row(rng), _scene(rng) if i % 2 else _row(rng)) for i, one in enumerate(_filmed(run, rng))]
+    others = (_row, _scene, _nobody, _scene)
+    kinds = [(one, _row(rng), others[i % 4](rng)) for i, one in enumerate(_filmed(run, rng))]
     mixed = _Scenes([scene for some in kinds for scene in some], sharpness=3, reach=0.75)
     _train_detector("detector-mouth", run, model, mixed, DETECTOR_MOUTH, MOUTH)
     return model.eval()
@@ -320,6 +321,26 @@ def _row(rng: torch.Generator) -> Scene:
         boxes.append(cells[:2].flatten())
         points.append(cells[2:])
     return (canvas * 255).round().to(torch.uint8), torch.stack(boxes), torch.stack(points)
+
+
+def _nobody(rng: torch.Generator) -> Scene:
+    """A picture without a face: blocks or clouds of colour, or somebody whose head is out of the frame."""
+    kind, grain = torch.rand(2, generator=rng).tolist()
+    if kind < 0.7:
+        rows, columns = (1 + torch.randint(16, (2,), generator=rng)).tolist()
+        blocks = torch.rand(1, 3, rows, columns, generator=rng)
+        if kind < 0.4:
+            canvas = F.interpolate(blocks, size=(CANVAS, CANVAS))[0]
+        else:
+            canvas = F.interpolate(blocks, size=(CANVAS, CANVAS), mode="bilinear", align_corners=False)[0]
+        canvas = (canvas + torch.randn(3, CANVAS, CANVAS, generator=rng) * 0.2 * grain**3).clamp(0, 1)
+    else:
+        who = faces.people(1, rng)
+        aside = torch.tensor([[1.5, 0.0], [-1.5, 0.0], [0.0, 1.7], [0.0, -2.2]])[torch.randint(4, (1,), generator=rng)]
+        canvas = faces.draw(
+            who, faces.scenes(who, rng), faces.poses(1, rng), CANVAS, centre=aside * (1 + 0.3 * grain), extent=0.7
+        )[0]
+    return (canvas * 255).round().to(torch.uint8), torch.zeros(0, 4), torch.zeros(0, 5, 2)
 
 
 def _scene(rng: torch.Generator) -> Scene:
