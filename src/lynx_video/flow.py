@@ -10,8 +10,8 @@ from lynx_video.errors import BadRequest
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 TIMESTEPS = 1000

@@ -113,7 +113,7 @@ def produce(
     if enrolment is not None:
         usable_memories(blueprint, enrolment)
     checker, cautions = _safety(model, output, blueprint)
-    cautions += idle_options(blueprint, enrolment, config, chosen)
+    cautions += [*blueprint.cautions, *idle_options(blueprint, enrolment, config, chosen)]
     if checker is not None:
         _check_portrait(checker, subject.subject_image, enrolment)
     who: Identity | Enrolment

@@ -46,6 +46,8 @@ class Blueprint:
     faces: FaceModels
     device: str
     dtype: torch.dtype
+    cautions: tuple[str, ...] = ()
+    "what may spoil the result, in sentences"
 
     @property
     def grid(self) -> int:
@@ -136,20 +138,20 @@ def load(
     now, and the rest when it is needed. Raises BadWeights for files that are missing, cut, mixed or made for another base, before
     the base's weights are read; BadRequest for unknown names.
     """
-    return assemble(
-        survey(
-            model,
-            base=base,
-            adapter=adapter,
-            dtype=dtype,
-            device=device,
-            parts=parts,
-            with_adapter=with_adapter,
-            faces=faces,
-            models=models,
-        ),
-        idle_models=idle_models,
+    blueprint = survey(
+        model,
+        base=base,
+        adapter=adapter,
+        dtype=dtype,
+        device=device,
+        parts=parts,
+        with_adapter=with_adapter,
+        faces=faces,
+        models=models,
     )
+    for caution in blueprint.cautions:
+        warnings.warn(caution, LynxWarning, stacklevel=2)
+    return assemble(blueprint, idle_models=idle_models)
 
 
 def survey(
@@ -191,8 +193,6 @@ def survey(
     chosen_arm = files.arm if files is not None else arm or _arm_of(paths)
     check_base_files(base_name)
     base_hash = base_fingerprint(base_name)
-    if files is not None:
-        _check_made_for(paths, base_name, base_hash)
     return Blueprint(
         base_name=base_name,
         base_hash=base_hash,
@@ -208,6 +208,7 @@ def survey(
         faces=faces or (photograph_faces if base is not None and model.startswith("nano") else spec.faces)(Path(models)),
         device=chosen_device,
         dtype=chosen_dtype,
+        cautions=_made_for_another(paths, base_name, base_hash) if files is not None else (),
     )
 
 
@@ -306,15 +307,13 @@ def _defaults(paths: Sequence[Path], arm: str) -> Defaults:
     return defaults
 
 
-def _check_made_for(paths: Sequence[Path], base_name: str, base_hash: str) -> None:
-    """Warn of an adapter whose `lynx.json` says that it was trained on another base of the same shape."""
-    for file, values in _notes(paths):
-        if values.get("base_hash", base_hash) != base_hash:
-            warnings.warn(
-                f"{file.parent} was trained on another base ({values.get('base', 'unknown')}) than {base_name}; likeness may be lost.",
-                LynxWarning,
-                stacklevel=4,
-            )
+def _made_for_another(paths: Sequence[Path], base_name: str, base_hash: str) -> tuple[str, ...]:
+    """A sentence on each adapter whose `lynx.json` says that it was trained on another base of the same shape."""
+    return tuple(
+        f"{file.parent} was trained on another base ({values.get('base', 'unknown')}) than {base_name}; likeness may be lost."
+        for file, values in _notes(paths)
+        if values.get("base_hash", base_hash) != base_hash
+    )
 
 
 def _notes(paths: Sequence[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:

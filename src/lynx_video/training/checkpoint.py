@@ -90,8 +90,8 @@ def load_checkpoint(
     among: Processes,
 ) -> None:
     """Read a checkpoint into adapter, optimizers and averaged weights. Raises BadWeights for one that is damaged."""
-    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
     from torch.distributed.checkpoint.api import CheckpointException  # not an Exception
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
     from torch.distributed.checkpoint.state_dict_loader import load
 
     state = _state(adapter, optimizers, average)

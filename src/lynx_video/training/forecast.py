@@ -40,14 +40,15 @@ def forecast(job: Job, processes: int = 1) -> tuple[str, dict[str, Any]]:
         ),
     )
     available = _memory(job.blueprint.device)
+    fill, epochs = sum(tokens) / (len(packs) * config.tokens), config.steps * config.packs / len(packs)
     facts = {
         "examples": len(used),
         "people": len({job.entries[i].person for i in used}),
         "held_out": len(job.held_out),
         "packs_an_epoch": len(packs),
-        "pack_fill": sum(tokens) / (len(packs) * config.tokens),
+        "pack_fill": fill,
         "tokens_a_step": sum(sum(job.order.lengths[i] for i in pack.examples) for pack in planned),
-        "epochs": config.steps * config.packs / len(packs),
+        "epochs": epochs,
         "trained_parameters": dict(found.trained),
         "memory": dict(found.memory),
         "arithmetic": dict(found.arithmetic),
@@ -57,7 +58,7 @@ def forecast(job: Job, processes: int = 1) -> tuple[str, dict[str, Any]]:
     lines = [
         f"{config.arm} adapter ({start}), {config.stage} stage, {config.steps:,} steps on {job.blueprint.base_name}",
         f"Data                {facts['examples']:,} examples of {facts['people']:,} people an epoch; {len(job.held_out)} held out",
-        f"Packs               {len(packs):,} an epoch, {100 * facts['pack_fill']:.0f}% full; {facts['epochs']:.1f} epochs in all",
+        f"Packs               {len(packs):,} an epoch, {100 * fill:.0f}% full; {epochs:.1f} epochs in all",
         f"The first step      {facts['tokens_a_step']:,} video tokens",
         table(found),
         "",

@@ -55,8 +55,8 @@ class PackedModel(nn.Module):
         """Velocities [C, T, h, w], float32, in the order of the samples."""
         features = self.reference_features(pack)
         faces = [face for face in pack.faces if face is not None]
-        tokens = None
-        if faces and self.adapter.resampler is not None:
+        tokens, each = None, 0
+        if faces and self.adapter.resampler is not None and self.adapter.config.identity is not None:
             tokens = self.adapter.resampler(torch.stack(faces).to(self.adapter.resampler.latents.dtype))
         stream = self._stream(pack.noisy, pack.timesteps, pack.texts)
         device = stream.tokens.device
@@ -64,16 +64,16 @@ class PackedModel(nn.Module):
         identity_scale, reference_scale = (
             scales.repeat_interleave(counts)[None, :, None] for scales in (pack.identity_scales, pack.reference_scales)
         )
+        if tokens is not None and self.adapter.config.identity is not None:
+            each = tokens.shape[1] + self.adapter.config.identity.registers
+        known = Segments.of(stream.lengths, tuple(each if face is not None else 0 for face in pack.faces), device)
         seen = Segments.of(stream.lengths, tuple(_tokens(one, self.transformer) for one in pack.references), device)
         for i in range(len(self.transformer.blocks)):
             cross = in_self = None
             if tokens is not None and str(i) in self.adapter.identity:
                 projection = self.adapter.identity[str(i)]
                 assert isinstance(projection, Projection)
-                each = tokens.shape[1] + projection.config.registers
-                lengths = tuple(each if face is not None else 0 for face in pack.faces)
-                segments = Segments.of(stream.lengths, lengths, device)
-                cross = Term(projection=projection, tokens=tokens, segments=segments, scale=identity_scale)
+                cross = Term(projection=projection, tokens=tokens, segments=known, scale=identity_scale)
             if features and str(i) in self.adapter.reference:
                 projection = self.adapter.reference[str(i)]
                 assert isinstance(projection, Projection)
@@ -93,15 +93,14 @@ class PackedModel(nn.Module):
         texts = [one for one in pack.reference_texts if one is not None]
         stream = self._stream(latents, torch.zeros(1, device=latents[0].device), texts)
         features: list[Tensor] = []
-        hooks = [
-            block.attn1.register_forward_pre_hook(lambda _, args: features.append(args[0])) for block in self.transformer.blocks
-        ]
-        try:
-            for i in range(len(self.transformer.blocks)):
+        for i, block in enumerate(self.transformer.blocks):
+            processor = block.attn1.processor
+            processor.keep = True
+            try:
                 stream = self._block(i, stream, None, None)
-        finally:
-            for hook in hooks:
-                hook.remove()
+                features.append(processor.seen)
+            finally:
+                processor.keep, processor.seen = False, None
         return features
 
     def _processors(self) -> list[tuple[Any, Any]]:

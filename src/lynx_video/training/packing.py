@@ -60,13 +60,16 @@ class PackedAttention(Attention):
     """The product's processor over a pack; with no segments in scope it is that processor.
 
     segments: of the main attention. term: the identity or reference term; its keys are projected here, inside the block, so that
-    sharded and recomputed blocks find their own norm_k in place.
+    sharded and recomputed blocks find their own norm_k in place. keep: put what comes in into `seen` (a hook would make a compiled
+    block compile again for each place in the network).
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.segments: Segments | None = None
         self.term: Term | None = None
+        self.keep = False
+        self.seen: Tensor | None = None
 
     def __call__(
         self,
@@ -77,6 +80,8 @@ class PackedAttention(Attention):
         rotary_emb: Rotary | None = None,
     ) -> Tensor:
         term = self.term
+        if self.keep:
+            self.seen = hidden_states
         if term is None:
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
         made = term.projection(term.tokens, attn.norm_k, attn.heads)
@@ -100,6 +105,13 @@ class PackedAttention(Attention):
 
 def attend(query_BLNK: Tensor, memory: KeysValues, segments: Segments) -> Tensor:
     """Attention of each sample to its own keys: [1, L, N, K] and keys [1, M, N, K] -> [1, L, N * K]; zeros where it has none."""
+    if segments.bounds is not None:
+        from torch.nn.attention.varlen import varlen_attn
+
+        key, value = memory.key.type_as(query_BLNK), memory.value.type_as(query_BLNK)
+        out_LNK = varlen_attn(query_BLNK[0], key[0], value[0], *segments.bounds)
+        assert isinstance(out_LNK, Tensor)
+        return out_LNK.flatten(1)[None]
     parts = query_BLNK[0].split(segments.queries)
     present = [i for i, count in enumerate(segments.keys) if count]
     if len(present) < len(parts):
@@ -115,12 +127,6 @@ def attend(query_BLNK: Tensor, memory: KeysValues, segments: Segments) -> Tensor
         ]
         return torch.cat(whole)[None]
     key, value = memory.key.type_as(query_BLNK), memory.value.type_as(query_BLNK)
-    if segments.bounds is not None:
-        from torch.nn.attention.varlen import varlen_attn
-
-        out_LNK = varlen_attn(query_BLNK[0], key[0], value[0], *segments.bounds)
-        assert isinstance(out_LNK, Tensor)
-        return out_LNK.flatten(1)[None]
     return attend_in_turn(query_BLNK, key, value, segments)
 
 
