@@ -119,7 +119,7 @@ def build(source: Path, out: Path, encoders: EncoderFlags, config: DatasetConfig
                 out,
                 config,
                 name=Path(encoders.base_model_path).name if encoders.base_model_path else encoders.model,
-                survey=partial(survey_encoders, encoders),
+                survey=partial(survey_encoders, _absolute(encoders)),
                 workers=flags.workers,
                 address=flags.ray_address,
                 overwrite=flags.overwrite,
@@ -189,6 +189,18 @@ def survey_encoders(flags: EncoderFlags) -> Blueprint:
         with_adapter=False,
         faces=faces,
         models=flags.models,
+    )
+
+
+def _absolute(flags: EncoderFlags) -> EncoderFlags:
+    """The same with absolute paths, for workers that were started elsewhere."""
+    base = flags.base_model_path
+    return replace(
+        flags,
+        models=flags.models.absolute(),
+        base_model_path=str(Path(base).absolute()) if base is not None and Path(base).is_dir() else base,
+        face_detector=flags.face_detector and flags.face_detector.absolute(),
+        arcface=flags.arcface and flags.arcface.absolute(),
     )
 
 

@@ -17,6 +17,7 @@ import json
 import tarfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,8 @@ class Shards:
             with file.open("rb") as stream:
                 stream.seek(entry.offset)
                 tensors = load(stream.read(entry.size))
-            return Example(**{name: tensors[name] for name in _TENSORS}, **{name: getattr(entry, name) for name in _WORDS})
+            values: dict[str, Any] = {name: tensors[name] for name in _TENSORS}
+            return Example(**values, **{name: getattr(entry, name) for name in _WORDS})
         except (OSError, SafetensorError, KeyError) as error:
             raise BadData(f"{file}: example {entry.key} can't be read ({error}); build the set again.") from error
 
@@ -122,29 +124,34 @@ def write_shards(
     """Write a training set from examples in the order of their keys; the number written.
 
     The same examples give the same bytes. The card is written last: a folder without one is not a finished set.
+    Raises ValueError for a key that comes twice, OSError if the disk is full.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     (folder / SHARDS).mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
     for old in (folder / SHARDS).glob("*.tar"):
         old.unlink()
-    entries: list[Entry] = []
+    entries: dict[str, Entry] = {}
     source = iter(examples)
     waiting = next(source, None)
-    while waiting is not None:
-        name = f"{len({entry.shard for entry in entries}):05d}.tar"
+    for number in count():
+        if waiting is None:
+            break
+        name = f"{number:05d}.tar"
         with draft(folder / SHARDS / name) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
             written = 0
             while waiting is not None and (written == 0 or written < shard_bytes):
-                entry = _add(tar, name, waiting)
-                entries.append(entry)
+                if waiting.key in entries:
+                    raise ValueError(f"two examples have the key {waiting.key!r}")
+                entries[waiting.key] = entry = _add(tar, name, waiting)
                 written += entry.size
                 waiting = next(source, None)
     with draft(folder / CONDITIONS) as partial:
-        save_file({one.name: getattr(conditions, one.name).contiguous() for one in fields(Conditions)}, partial)
+        # Not by safetensors' own save_file: its errors do not say that the disk is full, and its files are closed to others.
+        partial.write_bytes(save({one.name: getattr(conditions, one.name).contiguous() for one in fields(Conditions)}))
     with draft(folder / INDEX) as partial:
-        partial.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries), encoding="utf-8")
+        partial.write_text("".join(json.dumps(asdict(entry)) + "\n" for entry in entries.values()), encoding="utf-8")
     with draft(folder / CARD) as partial:
         text = json.dumps({"format": FORMAT, "examples": len(entries), **card}, indent=2, sort_keys=True)
         partial.write_text(text + "\n", encoding="utf-8")

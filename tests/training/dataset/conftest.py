@@ -5,26 +5,20 @@ import pickle
 import random
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
+from sources import FPS, NANO, fill, shelf_in
 
 from lynx_video.cli.console import hush_libraries
-from lynx_video.cli.dataset import EncoderFlags, survey_encoders
-from lynx_video.media.image import write_picture
-from lynx_video.media.video import write_video
 from lynx_video.nano import captions, faces
 from lynx_video.nano.recipe import data
 from lynx_video.training.dataset.config import Bucket, DatasetConfig
 from lynx_video.training.dataset.source import Item, item_key
 
 PEOPLE, CLIPS, PHOTOS = 6, 3, 2
-FPS = 8.0
 BUCKETS = (Bucket(1, 64, 64), Bucket(9, 64, 64))
-NANO = partial(survey_encoders, EncoderFlags(model="nano", device="cpu"))
 
 
 class Drawn(NamedTuple):
@@ -48,24 +42,6 @@ def drawn():
         captions=[[captions.caption(one.scene, i, int(one.motion[i]), "", words) for i in range(PEOPLE)] for one in made],
         photos=[[photo.permute(1, 2, 0).contiguous().numpy() for photo in one] for one in photos],
     )
-
-
-def shelf_in(root):
-    """What `shelve` is, for another folder."""
-    root.mkdir()
-
-    def write(name, pixels, caption=None, fps=FPS):
-        file = root / name
-        if file.suffix in {".png", ".jpg"}:
-            write_picture(file, pixels)
-        else:
-            write_video(file, pixels, fps)
-        if caption is not None:
-            file.with_suffix(".txt").write_text(caption, encoding="utf-8")
-        return file
-
-    write.root = root
-    return write
 
 
 @pytest.fixture
@@ -144,44 +120,7 @@ def build(build_here, tmp_path, shelve):
     return call
 
 
-def fill(shelve, drawn, people=3, clips=2, photos=1):
-    """Fill a source folder with people in captioned clips and bare photos; the names of the files."""
-    names = []
-    for person in range(people):
-        for number in range(clips):
-            names.append(f"p{person}/clip{number}.mp4")
-            shelve(names[-1], drawn.clips[number][person], drawn.captions[number][person])
-        for number in range(photos):
-            names.append(f"p{person}/photo{number}.png")
-            shelve(names[-1], drawn.photos[number][person])
-    return names
-
-
 @pytest.fixture
 def crowd(shelve, drawn):
     """crowd(people, clips, photos) fills the source folder; the names of the files."""
     return partial(fill, shelve, drawn)
-
-
-def contents(folder: Path, *, but=()):
-    """The bytes of all files in a folder by their names."""
-    return {
-        file.relative_to(folder).as_posix(): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name not in but
-    }
-
-
-def dropped(out):
-    """item -> (reason, detail) as `dropped.jsonl` has it."""
-    import json
-
-    lines = [json.loads(line) for line in (out / "dropped.jsonl").read_text().splitlines()]
-    assert len({line["item"] for line in lines}) == len(lines), "an item is dropped once"
-    return {line["item"]: (line["reason"], line["detail"]) for line in lines}
-
-
-def nobody(height=64, width=64, tone=60):
-    """A picture of a wall in the sun."""
-    row = np.linspace(tone, tone + 120, width).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(row[None, :, None], (height, width, 3)))

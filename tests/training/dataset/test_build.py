@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from sources import NANO, contents, dropped, fill, nobody, shelf_in
 
-from conftest import NANO, contents, dropped, fill, nobody, shelf_in
 from lynx_video.errors import BadData, BadOutput, BadRequest
 from lynx_video.training import shards
 from lynx_video.training.dataset import build as building

@@ -112,6 +112,7 @@ def test_references_are_of_the_others_sampled_and_their_vectors_as_they_were(enc
     for example in (plain, changed):
         assert torch.equal(example.faces, torch.stack([one["vector"] for one in stored]))
     assert not torch.equal(plain.references, changed.references)
+    assert not torch.equal(plain.references, encoder(seed=1)(asked).references), "sampled: without steps the seed matters, too"
     # without steps it is the crop of the portrait, sampled and not the mean
     from lynx_video.face.align import reference_crop
 

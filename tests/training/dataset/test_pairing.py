@@ -138,6 +138,7 @@ def test_what_shares_a_frame_is_kept_and_never_paired():
     looks = np.random.default_rng(0).integers(0, 255, (5, 16, 16), dtype=np.uint8)
     overlapping = np.random.default_rng(1).integers(0, 255, (5, 16, 16), dtype=np.uint8)
     overlapping[0] = looks[4]
+    overlapping[1] = looks[1]  # one equal look at the same place is no duplicate either
     frame = candidate("a2", looks=looks[2:3].copy(), kind="photo")
     roles, drops = assign([candidate("a0", looks=looks), candidate("a1", looks=overlapping), frame, candidate("a3")])
     assert not drops

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sources import NANO, contents, dropped, fill, shelf_in
 
-from conftest import NANO, contents, dropped, fill, shelf_in
 from lynx_video.errors import BadWeights, LynxError, MissingDependency
 from lynx_video.training.dataset.config import DatasetConfig
 from lynx_video.training.dataset.pool import open_pool
@@ -140,7 +140,9 @@ def streamed(drawn, build_here, ray_pool, tmp_path_factory):  # noqa: ARG001 (Ra
     shelve("short.mp4", drawn.clips[2][5][:4], "a person nods")
     (shelve.root / "broken.mp4").write_bytes(b"no video")
     config = DatasetConfig(same_person=0.8, augment="light,jitter", references=2)
-    build(shelve.root, folder / "ray", config, name="nano", survey=NANO)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # where the workers are not
+        build(Path("source"), Path("ray"), config, name="nano", survey=NANO)
     build_here(shelve.root, folder / "here", augment="light,jitter", references=2)
     return folder
 

@@ -6,14 +6,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from sources import nobody
 
-from conftest import nobody
 from lynx_video.face.align import arcface_crop, reference_crop
 from lynx_video.face.detect import find_faces
 from lynx_video.face.embed import embed_crop
 from lynx_video.media.image import read_picture
 from lynx_video.training.dataset.config import Bucket
 from lynx_video.training.dataset.finding import Finding, cut_portrait
+from lynx_video.training.dataset.scan import Look, best_look
 from lynx_video.training.dataset.source import Dropped
 
 
@@ -31,6 +32,19 @@ def test_a_clip_becomes_a_moving_and_a_still_example(shelve, drawn, look):
     assert evidence.vector.shape == evidence.mean.shape == (512,)
     np.testing.assert_allclose([np.linalg.norm(evidence.vector), np.linalg.norm(evidence.mean)], 1, atol=1e-5)
     assert evidence.vector @ evidence.mean > 0.9
+
+
+def test_the_best_look_is_sharp_from_the_front_and_typical():
+    def seen(number, sharpness=0.1, yaw=0.0, angle=0.0):
+        vector = np.array([np.cos(angle), np.sin(angle)], np.float32)
+        return Look(number=number, face=None, span=50, sharpness=sharpness, yaw=yaw, vector=vector)
+
+    plain = [seen(0), seen(1)]
+    assert best_look([*plain, seen(2, sharpness=0.12)])[0].number == 2
+    assert best_look([*plain, seen(2, sharpness=0.12, yaw=60)])[0].number == 0
+    best, mean = best_look([*plain, seen(2, sharpness=0.12, angle=1.4)])
+    assert best.number == 0
+    np.testing.assert_allclose(np.linalg.norm(mean), 1, atol=1e-6)
 
 
 def test_a_photo_becomes_a_still_and_without_a_caption_a_reference_only(shelve, drawn, look):
@@ -160,6 +174,25 @@ def test_a_cut_to_somebody_else_is_several_people(shelve, drawn, look):
     with pytest.raises(Dropped, match="the faces in its 5 looks are of 2, one after the other") as caught:
         look("a.mp4")
     assert caught.value.reason == "several people"
+
+
+def test_the_face_is_kept_inside_throughout_the_clip(shelve, drawn, look, nano):
+    """Somebody walks through a wide picture: where all places fit into the bucket it follows them, or else the clip is dropped."""
+    clip = drawn.clips[0][0]
+    begins, ends = (find_faces(clip[i], nano.faces.detector())[0].box[side] for i, side in ((0, 0), (-1, 2)))
+    for step, fits in ((2, True), (8, False)):
+        frames = np.full((9, 64, 160, 3), clip[0, 0, 0], np.uint8)
+        for number in range(9):
+            frames[number, :, 16 + number * step : 80 + number * step] = clip[number]
+        shelve(f"{step}.mp4", frames)
+        if not fits:
+            with pytest.raises(Dropped) as caught:
+                look(f"{step}.mp4")
+            assert caught.value.reason == "face outside the bucket"
+            continue
+        left = look(f"{step}.mp4")[0].clip.corner[1]
+        assert left <= 16 + begins + 2
+        assert left + 64 >= 16 + 8 * step + ends - 2
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.png", "a.webp", "gone.mp4", "gone.png", "folder.mp4"])

@@ -1,6 +1,7 @@
 """Folders and manifests: every file and line becomes an item or a drop with its reason."""
 
 import json
+import os
 
 import pytest
 
@@ -43,6 +44,27 @@ def test_what_is_no_item_is_named(tmp_path):
     assert found["lost.txt"][0] == "caption without a file"
     assert found["notes.pdf"] == ("unknown kind of file", "no clip or picture by its name (.pdf)")
     assert found[".DS_Store"][0] == "unknown kind of file"
+
+
+def test_a_folder_that_cannot_be_read_or_is_a_link_is_named(tmp_path, monkeypatch):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.mp4").write_bytes(b"x")
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "clips")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    source = read_source(tmp_path)
+    assert [item.file for item in source.items] == ["clips/a.mp4"]
+    assert reasons(source) == {
+        "closed": ("unreadable folder", "Permission denied"),
+        "linked": ("linked folder", "links to folders are not followed"),
+    }
 
 
 def test_a_manifest_names_files_captions_people_and_parts(tmp_path):

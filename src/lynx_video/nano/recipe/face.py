@@ -8,6 +8,7 @@ architecture, another seed.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,8 @@ DETECTOR_MOUTH = Schedule(steps=5000, learning_rate=8e-4, decay=0.9, average=0.9
 MOUTH = 4.0
 "how much more than the other points a mouth corner counts in the detector's second stage"
 FILMED, FILMED_AT_ONCE = 1080, 8
+NOBODY = 0.25
+"share of the small pictures in a row that show nobody: a picture with a margin is not yet a face"
 PAIRS = 64
 VIEWS = 4
 TRAITS = ("skin", "hair", "style", "shape", "eyes", "glasses", "frame", "beard", "brows")
@@ -293,7 +296,7 @@ def _filmed(run: Path, rng: torch.Generator) -> Iterator[Scene]:
 
 
 def _row(rng: torch.Generator) -> Scene:
-    """One to four small portraits side by side or on top of each other, with a grey, black or coloured margin."""
+    """One to four small pictures side by side or on top of each other, with a margin: portraits, and some that show nobody."""
     count = 1 + int(torch.multinomial(torch.tensor([0.2, 0.3, 0.35, 0.15]), 1, generator=rng))
     narrow, margin, zoom, where, upright, turn = torch.rand(6, generator=rng).tolist()
     size = CANVAS // count
@@ -310,37 +313,51 @@ def _row(rng: torch.Generator) -> Scene:
     corner = torch.zeros(2, dtype=torch.int64) if where < 0.6 else (torch.rand(2, generator=rng) * (room + 1)).long()
     shade = torch.tensor(0.5 if margin < 0.6 else 0.0) if margin < 0.85 else torch.rand(3, 1, 1, generator=rng)
     canvas = torch.zeros(3, CANVAS, CANVAS) + shade
-    boxes, points = [], []
+    boxes, points = [torch.zeros(0, 4)], [torch.zeros(0, 5, 2)]
+    empty = torch.rand(count, generator=rng) < NOBODY
     for i in range(count):
         x, y = (corner + step * i).tolist()
-        canvas[:, y : y + size, x : x + size] = tiles[i]
+        canvas[:, y : y + size, x : x + size] = _faceless(rng, size) if empty[i] else tiles[i]
+        if empty[i]:
+            continue
         one = slice(i, i + 1)
         person, place = faces.select(who, one), faces.select(pose, one)
         spots = torch.cat([faces.boxes(person, place).view(2, 2), faces.landmarks(person, place)[0]])
         cells = (((spots - shift[i]) / extent + 1) / 2 * size + torch.tensor([x, y])) / STRIDE
-        boxes.append(cells[:2].flatten())
-        points.append(cells[2:])
-    return (canvas * 255).round().to(torch.uint8), torch.stack(boxes), torch.stack(points)
+        boxes.append(cells[:2].view(1, 4))
+        points.append(cells[None, 2:])
+    return (canvas * 255).round().to(torch.uint8), torch.cat(boxes), torch.cat(points)
 
 
 def _nobody(rng: torch.Generator) -> Scene:
-    """A picture without a face: blocks or clouds of colour, or somebody whose head is out of the frame."""
+    """A picture without a face."""
+    return (_faceless(rng, CANVAS) * 255).round().to(torch.uint8), torch.zeros(0, 4), torch.zeros(0, 5, 2)
+
+
+def _faceless(rng: torch.Generator, size: int) -> Tensor:
+    """[3, size, size]: blocks, clouds or ellipses of colour, or somebody whose head is out of the frame."""
     kind, grain = torch.rand(2, generator=rng).tolist()
-    if kind < 0.7:
-        rows, columns = (1 + torch.randint(16, (2,), generator=rng)).tolist()
-        blocks = torch.rand(1, 3, rows, columns, generator=rng)
-        if kind < 0.4:
-            canvas = F.interpolate(blocks, size=(CANVAS, CANVAS))[0]
-        else:
-            canvas = F.interpolate(blocks, size=(CANVAS, CANVAS), mode="bilinear", align_corners=False)[0]
-        canvas = (canvas + torch.randn(3, CANVAS, CANVAS, generator=rng) * 0.2 * grain**3).clamp(0, 1)
-    else:
+    if kind < 0.25:
         who = faces.people(1, rng)
         aside = torch.tensor([[1.5, 0.0], [-1.5, 0.0], [0.0, 1.7], [0.0, -2.2]])[torch.randint(4, (1,), generator=rng)]
-        canvas = faces.draw(
-            who, faces.scenes(who, rng), faces.poses(1, rng), CANVAS, centre=aside * (1 + 0.3 * grain), extent=0.7
-        )[0]
-    return (canvas * 255).round().to(torch.uint8), torch.zeros(0, 4), torch.zeros(0, 5, 2)
+        aside = aside * (1 + 0.3 * grain)
+        return faces.draw(who, faces.scenes(who, rng), faces.poses(1, rng), size, centre=aside, extent=0.7)[0]
+    if kind < 0.75:
+        rows, columns = (1 + torch.randint(16, (2,), generator=rng)).tolist()
+        blocks = torch.rand(1, 3, rows, columns, generator=rng)
+        picture = F.interpolate(blocks, (size, size), mode="nearest" if kind < 0.5 else "bilinear")[0]
+    else:
+        picture = torch.rand(3, 1, 1, generator=rng).expand(3, size, size)
+        y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
+        for _ in range(8):
+            middle_x, middle_y, wide, high, turn, *colour = torch.rand(8, generator=rng).tolist()
+            cos, sin = math.cos(math.pi * turn), math.sin(math.pi * turn)
+            off_x, off_y = x - 2 * middle_x + 1, y - 2 * middle_y + 1
+            along, across = off_x * cos + off_y * sin, off_y * cos - off_x * sin
+            inside = (along / (0.05 + 0.7 * wide)) ** 2 + (across / (0.05 + 0.7 * high)) ** 2 < 1
+            picture = torch.where(inside, torch.tensor(colour)[:, None, None], picture)
+    grainy: Tensor = picture + torch.randn(3, size, size, generator=rng) * 0.2 * grain**3
+    return grainy.clamp(0, 1)
 
 
 def _scene(rng: torch.Generator) -> Scene:

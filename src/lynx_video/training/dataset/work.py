@@ -1,0 +1,123 @@
+"""The work folder of a build: one small file for each thing done, whole or not there, so that a killed build goes on.
+
+    OUT/work/settings.json             what the files were made with
+    OUT/work/scan/KEY.safetensors      an item that was looked at
+    OUT/work/encoded/KEY.safetensors   an example that was encoded
+    OUT/work/.../KEY.begun             which run began with it: one that killed its worker twice is given up
+
+A file holds tensors and one JSON value. Its `stamp` says what it was made from; with another stamp it is made again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lynx_video.draft import draft
+from lynx_video.errors import BadOutput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WORK, SETTINGS = "work", "settings.json"
+ATTEMPTS = 2
+
+
+class DiskFull(BadOutput):
+    """There is no room for more; what is done is kept."""
+
+
+def disk_full(folder: Path) -> DiskFull:
+    """The error, for whoever makes room."""
+    return DiskFull(f"{folder}: the disk is full; make room and give the same command again, it goes on from here.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shelf:
+    """A folder of results by key. run: names the run that reads and writes, so that attempts of earlier ones do not count."""
+
+    folder: Path
+    run: str = ""
+
+    def save(self, key: str, stamp: str, value: Any, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Keep a result. Raises OSError where the disk is full."""
+        from safetensors.torch import save
+
+        note = json.dumps({"stamp": stamp, "value": value})
+        whole = save({name: tensor.contiguous() for name, tensor in (tensors or {}).items()}, {"note": note})
+        # Written by Python, not by safetensors, whose errors do not say that the disk is full.
+        with draft(self._file(key)) as partial:
+            partial.write_bytes(whole)
+        with suppress(OSError):
+            self._begun(key).unlink(missing_ok=True)
+
+    def value(self, key: str, stamp: str) -> Any | None:
+        """The JSON value of a result with this stamp; None if there is none, or the file was damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self._file(key), framework="pt") as file:
+                note = json.loads(file.metadata()["note"])
+                return note["value"] if note["stamp"] == stamp else None
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            return None
+
+    def tensors(self, key: str, *names: str) -> dict[str, Tensor]:
+        """These tensors of a result that is there; all of them if none is named."""
+        from safetensors import safe_open
+
+        with safe_open(self._file(key), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in names or file.keys()}
+
+    def begin(self, key: str) -> bool:
+        """Note that this run begins with a key. False if it did so twice already: whoever worked on it died each time."""
+        note = self._begun(key)
+        before = note.read_text(encoding="utf-8").split() if note.is_file() else []
+        if before.count(self.run) >= ATTEMPTS:
+            return False
+        with draft(note) as partial:
+            partial.write_text(" ".join([*(run for run in before if run == self.run), self.run]), encoding="utf-8")
+        return True
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def _begun(self, key: str) -> Path:
+        return self.folder / f"{key}.begun"
+
+
+def claim_work(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make the work folder for these settings, or go on with one that was made with the same.
+
+    Raises BadOutput, naming the first setting that differs.
+    """
+    file = folder / SETTINGS
+    plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
+    if file.is_file():
+        try:
+            before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadOutput(f"{file} can't be read ({error}); --overwrite begins anew.") from error
+        for name in sorted({*plain, *before}):
+            if before.get(name) != plain.get(name):
+                raise BadOutput(
+                    f"{folder} was begun with {name} {json.dumps(before.get(name))}, now it is {json.dumps(plain.get(name))}: "
+                    "go on with the same, take another folder, or begin anew with --overwrite."
+                )
+        return
+    with draft(file) as partial:
+        partial.write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, is a full disk or a used-up quota."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
