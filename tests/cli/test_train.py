@@ -66,7 +66,7 @@ def test_the_adapter_of_another_base_warns(trained, tmp_path, capsys):
     assert any("trained on another base (another)" in warning for warning in json.loads(capsys.readouterr().out)["warnings"])
 
 
-def test_report(trained, tmp_path, capsys):
+def test_report(trained, tmp_path):
     assert run(["train-report", str(trained), "-o", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "loss both" in page

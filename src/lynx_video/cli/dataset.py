@@ -20,8 +20,6 @@ from lynx_video.training.dataset.config import DatasetConfig
 if TYPE_CHECKING:
     from lynx_video.pipeline.load import Blueprint
 
-DRAWN_PERSON = 0.8  # nano's encoder: the same drawn person has a cosine of 0.89 and more, two different ones up to 0.7
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderFlags:
@@ -107,11 +105,11 @@ def build(source: Path, out: Path, encoders: EncoderFlags, config: DatasetConfig
             "--workers are of this machine, --ray-address is a cluster with workers of its own: give one of the two."
         )
     hush_libraries()
+    from lynx_video.pipeline.models import MODELS
     from lynx_video.training.dataset import build as training_set
 
-    is_drawn = encoders.model.startswith("nano") and encoders.base_model_path is None and encoders.arcface is None
-    if config.same_person is None and is_drawn:
-        config = replace(config, same_person=DRAWN_PERSON)
+    if config.same_person is None and encoders.base_model_path is None and encoders.arcface is None:
+        config = replace(config, same_person=MODELS[encoders.model].same_person)
     try:
         with _bars(silent=console.silent) as progress:
             card = training_set.build(

@@ -41,6 +41,8 @@ class Model:
     adapter: str
     faces: Callable[[Path], FaceModels]
     needs_safety_checker: bool = True
+    same_person: float = 0.5
+    "mean cosine of face vectors from which on two sets of pictures show one person"
     follow: Callable[[Video, str], float | None] | None = None
     "how far a clip does what its prompt says, 0 to 1, where that can be told exactly"
 
@@ -95,6 +97,7 @@ def _nano(adapter: str) -> Model:
         adapter=str(NANO / adapter),
         faces=_nano_faces,
         needs_safety_checker=False,
+        same_person=0.8,  # the same drawn person has 0.89 and more
         follow=_nano_follow,
     )
 
@@ -105,6 +108,7 @@ MODELS: dict[str, Model] = {
         adapter=str(NANO / "lynx_full"),
         faces=_nano_faces,
         needs_safety_checker=False,
+        same_person=0.8,  # the same drawn person has 0.89 and more
         follow=_nano_follow,
     ),
     "nano-lite": Model(
@@ -112,6 +116,7 @@ MODELS: dict[str, Model] = {
         adapter=str(NANO / "lynx_lite"),
         faces=_nano_faces,
         needs_safety_checker=False,
+        same_person=0.8,  # the same drawn person has 0.89 and more
         follow=_nano_follow,
     ),
     "lynx-full": Model(base="models/Wan2.1-T2V-14B-Diffusers", adapter="models/lynx_full", faces=photograph_faces),
