@@ -65,7 +65,9 @@ def main() -> None:
     if request.threads:
         torch.set_num_threads(request.threads)
     components = load(request.model)
-    modes = [name for name in MODES if name in request.modes.split(",")]
+    modes = request.modes.split(",")
+    if unknown := set(modes) - set(MODES):
+        parser.error(f"unknown mode {min(unknown)!r}; the modes are {', '.join(MODES)}")
     if request.model == "nano-lite":
         modes = [name for name in modes if "reference" not in name and name != "both"]
     rng = data.generator("evaluation", 7)

@@ -187,6 +187,8 @@ def survey(
         paths = [Path(_under(spec.adapter, models))] if with_adapter or base is None else []
     if base_name == str(NANO / "base"):
         nano_file("base/transformer/config.json")
+    if base is None and not Path(base_name).is_dir():
+        raise BadWeights(f"{base_name} is not there; `lynx-video download base` fetches it, --models names another folder.")
     shape = base_shape(base_name)
     transformer, vae = base_config(base_name, "transformer"), base_config(base_name, "vae")
     files = inspect(paths, shape, parts) if with_adapter else None
