@@ -38,5 +38,7 @@ nano: setup
 	$(TRAIN) $(NANO)/full-image --preset nano-image
 	$(TRAIN) $(NANO)/full-video --preset nano-video --start $(NANO)/full-image/adapter
 	$(TRAIN) $(NANO)/lite-image --preset nano-image --arm lite --steps 300
-	$(TRAIN) $(NANO)/lite-video --preset nano-video --arm lite --steps 800 --matrix-rate 3e-3 --start $(NANO)/lite-image/adapter
+	$(TRAIN) $(NANO)/lite-clips --preset nano-video --arm lite --steps 800 --matrix-rate 3e-3 --start $(NANO)/lite-image/adapter
+	$(TRAIN) $(NANO)/lite-video --preset nano-video --arm lite --steps 1200 --matrix-rate 4e-3 --drop-identity 0.1 \
+		--start $(NANO)/lite-clips/adapter
 	$(BIN)/python -m lynx_video.nano.recipe export --run $(NANO)

@@ -147,7 +147,7 @@ def bad_commands(files, record):
         ("adapter cut", [*good, *record, adapter, files / "cut"], "cut/ip_layers.safetensors"),
         ("adapter mixed", [*good, *record, adapter, files / "mixed"], "mixed"),
         ("adapter file missing", [*good, *record, adapter, files / "lacking"], "ref_layers.safetensors is missing"),
-        ("adapter not named", [*good, *record], "give base and adapter together"),
+        ("adapter not named", [*good, *record], "give an adapter with the base"),
         ("nobody", ["generate", "--prompt", "A person smiles."], "--subject-image PORTRAIT or --identity FILE"),
         ("nothing to do", ["generate", picture, GOLDEN / "subject.png"], "--prompt TEXT or --prompt-file FILE"),
         ("prompt file missing", ["generate", picture, GOLDEN / "subject.png", "--prompt-file", absent], "absent"),
@@ -195,7 +195,7 @@ def test_bad_requests(lynx, request_of, record, world, tmp_path, monkeypatch):
 
 def test_what_is_not_the_requests_fault_ends_with_1(lynx, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lynx_video.pipeline.load.NANO", tmp_path / "nano")
+    monkeypatch.setattr("lynx_video.pipeline.models.NANO", tmp_path / "nano")
     done = lynx("faces", GOLDEN / "subject.png")
     assert (done.code, done.err.count("\n"), list(tmp_path.iterdir())) == (1, 1, [])
     assert "make nano" in done.err

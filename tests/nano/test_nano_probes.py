@@ -137,11 +137,11 @@ def test_rows_and_their_targets_agree():
     """In the detector's training rows the eyes lie where the targets say: the pupils are dark."""
     rng = data.generator("detector", 77)
     seen = 0
-    for _ in range(30):
+    for _ in range(60):
         picture, boxes, points = face._row(rng)
         assert len(boxes) == len(points) <= 4
         assert (boxes[:, :2] < boxes[:, 2:]).all()
-        if len(boxes) == 1 or boxes[0, 2] - boxes[0, 0] > 4:  # at least 32 px wide
+        if len(boxes) and boxes[0, 2] - boxes[0, 0] > 3:  # large enough for a whole dark pixel; a row may show nobody
             for x, y in (points[:, :2].reshape(-1, 2) * 8 - 0.5).round().long().tolist():
                 if 0 <= x < 128 and 0 <= y < 128:
                     assert picture[:, y, x].max() < 110

@@ -47,7 +47,6 @@ class Model:
     "how far a clip does what its prompt says, 0 to 1, where that can be told exactly"
 
 
-@functools.cache
 def _nano_faces(_: Path) -> FaceModels:
     from lynx_video.face.embed import load_arcface
     from lynx_video.nano.vision import Judge, NanoDetector
@@ -103,22 +102,8 @@ def _nano(adapter: str) -> Model:
 
 
 MODELS: dict[str, Model] = {
-    "nano": Model(
-        base=str(NANO / "base"),
-        adapter=str(NANO / "lynx_full"),
-        faces=_nano_faces,
-        needs_safety_checker=False,
-        same_person=0.8,  # the same drawn person has 0.89 and more
-        follow=_nano_follow,
-    ),
-    "nano-lite": Model(
-        base=str(NANO / "base"),
-        adapter=str(NANO / "lynx_lite"),
-        faces=_nano_faces,
-        needs_safety_checker=False,
-        same_person=0.8,  # the same drawn person has 0.89 and more
-        follow=_nano_follow,
-    ),
+    "nano": _nano("lynx_full"),
+    "nano-lite": _nano("lynx_lite"),
     "lynx-full": Model(base="models/Wan2.1-T2V-14B-Diffusers", adapter="models/lynx_full", faces=photograph_faces),
     "lynx-lite": Model(base="models/Wan2.1-T2V-14B-Diffusers", adapter="models/lynx_lite", faces=photograph_faces),
 }
