@@ -264,3 +264,22 @@ def test_killed_twice_it_equals_an_undisturbed_run_and_every_fault_is_named(tmp_
     _, err = running.communicate(timeout=900)
     assert running.returncode == 0, err
     assert contents(killed) == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:ray", "ignore:`use_push_based_shuffle`:DeprecationWarning", "ignore::ResourceWarning"
+)
+def test_what_was_built_can_be_trained_on(lynx, tmp_path):
+    """The joint between the two commands: the card says which base the set is for, and training asks it."""
+    rng = torch.Generator().manual_seed(3)
+    who = faces.people(6, rng)
+    for take in range(2):
+        made = data.clips(who, rng)
+        for person in range(6):
+            file = tmp_path / "clips" / f"p{person}-{take}.mp4"
+            write_video(file, made.frames[person].permute(0, 2, 3, 1).contiguous().numpy(), 8.0)
+            file.with_suffix(".txt").write_text("a person nods")
+    assert lynx("dataset", "build", tmp_path / "clips", tmp_path / "set", "--workers", 1).code == 0
+    done = lynx("train", tmp_path / "set", tmp_path / "run", "--preset", "nano-video", "--dry-run", "--json")
+    assert done.code == 0, done.err

@@ -110,6 +110,12 @@ def test_report_of_nothing(tmp_path, capsys):
     assert "is not there" in capsys.readouterr().err
 
 
+def test_a_drawn_set_can_be_shown(drawn, tmp_path, capsys):
+    assert run(["dataset", "show", str(drawn), "--sheet", str(tmp_path / "sheet.png"), "--check"]) == 0
+    assert "9x64x64" in capsys.readouterr().out
+    assert (tmp_path / "sheet.png").is_file()
+
+
 def test_draw_keeps_what_is_there(drawn, capsys):
     assert run(["dataset", "draw", str(drawn)]) == 2
     assert "--overwrite" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def test_the_whole_recipe(tmp_path, monkeypatch):
     examples = (*drawn.examples(0, 32, "clip"), *drawn.examples(32, 32, "still"))
     for arm in ("full", "lite"):
         blueprint = survey(base=weights / "base", with_adapter=False, device="cpu", faces=faces, arm=arm)
-        card = {"base_hash": blueprint.base_hash}
+        card = {"model": {"base_hash": blueprint.base_hash}}
         write_shards(run / f"set-{arm}", examples, Conditions(**conditions(weights / "base")), card)
         config = replace(nano_video(), arm=arm, steps=2, compile=False, held_out=4)
         launch(prepare(blueprint, run / f"set-{arm}", config), run / f"{arm}-video", quiet=True)

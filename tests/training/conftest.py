@@ -52,7 +52,7 @@ def noise_set(tmp_path_factory, golden_base):
         reference_text=torch.randn(TEXT, 48, generator=generator),
         nobody_reference=torch.randn(CHANNELS, 1, 8, 8, generator=generator),
     )
-    write_shards(folder, examples, conditions, {"base_hash": golden_base.base_hash}, shard_bytes=100_000)
+    write_shards(folder, examples, conditions, {"model": {"base_hash": golden_base.base_hash}}, shard_bytes=100_000)
     return folder
 
 

@@ -35,13 +35,24 @@ def draw(out: Path, clips: int, stills: int, seed: int, overwrite: bool) -> None
     blueprint = survey("nano", with_adapter=False)
     drawn = Drawn(NANO / "base", blueprint.faces.encoder(), seed, stills_share=0.0)
     examples = chain(drawn.examples(0, clips, "clip"), drawn.examples(clips, stills, "still"))
+    total, size = clips + stills, f"{blueprint.defaults.height}x{blueprint.defaults.width}"
+    buckets = {f"1x{size}": stills, f"{blueprint.defaults.num_frames}x{size}": clips}
     card = {
-        "source": "drawn by lynx_video.nano",
-        "seed": seed,
-        "base_hash": blueprint.base_hash,
-        "model": "nano",
-        "clips": clips,
-        "stills": stills,
+        "counts": {
+            "seen": total,
+            "targets": total,
+            "clips": clips,
+            "references_only": 0,
+            "dropped": 0,
+            "people": total,
+            "people_named": total,
+        },
+        "dropped_by_reason": {},
+        "examples_by_bucket": {bucket: count for bucket, count in buckets.items() if count},
+        "examples_by_references": {"2": total},
+        "people_by_examples": {"1": total},
+        "model": {"name": "nano", "base_hash": blueprint.base_hash},
+        "settings": {"drawn": True, "seed": seed, "licence": "drawn by code, nobody's picture"},
     }
     count = write_shards(
         out, tqdm(examples, total=clips + stills, unit="example"), Conditions(**conditions(NANO / "base")), card

@@ -68,7 +68,7 @@ def prepare(
 ) -> Job:
     """Check everything that can be checked without reading a weight. Raises BadData, BadRequest or BadWeights, naming what is wrong."""
     shards = Shards(data)
-    made_for = shards.card.get("base_hash")
+    made_for = shards.card.get("model", {}).get("base_hash", "unknown")
     if made_for != blueprint.base_hash:
         raise BadData(
             f"{data} was built with another base ({made_for}) than {blueprint.base_name} ({blueprint.base_hash}): its latents and "
