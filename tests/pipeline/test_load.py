@@ -70,9 +70,9 @@ def test_names_that_do_not_exist(arguments, words):
 
 
 def test_nano_s_parts_go_together():
-    refused(BadRequest, "base and adapter together", base=None)
-    with pytest.raises(BadRequest, match="base and adapter together"):
-        load(base=GOLDEN / "base", device="cpu")
+    """Nano's adapter fits no other base; another adapter is fine if it was made for nano."""
+    refused(BadWeights, "made for a base of width 96, this base has width 192")
+    refused(BadRequest, "give an adapter with the base", base=GOLDEN / "base", adapter=None)
 
 
 def test_a_wrong_adapter_is_refused_before_weights_are_read(bare_base, tmp_path):
