@@ -8,7 +8,20 @@ from lynx_video.cli.main import run
 from lynx_video.training.journal import read_log
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-QUICK = ["--preset", "nano-video", "--steps", "2", "--no-compile", "--held-out", "4", "--tokens", "1280", "--quiet"]
+QUICK = [
+    "--preset",
+    "nano-video",
+    "--initial",
+    "zero",
+    "--steps",
+    "2",
+    "--no-compile",
+    "--held-out",
+    "4",
+    "--tokens",
+    "1280",
+    "--quiet",
+]
 
 
 @pytest.fixture(scope="module")
