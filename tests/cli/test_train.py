@@ -7,7 +7,6 @@ import pytest
 from lynx_video.cli.main import run
 from lynx_video.training.journal import read_log
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 QUICK = [
     "--preset",
     "nano-video",

@@ -19,7 +19,6 @@ from lynx_video.training.journal import read_log
 from lynx_video.training.launch import launch, prepare
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,8 @@ def save_checkpoint(
     among.wait()
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        save(_state(adapter, optimizers, average), checkpoint_id=partial, no_dist=among.count == 1)
+        with _one_process():
+            save(_state(adapter, optimizers, average), checkpoint_id=partial, no_dist=among.count == 1)
     except (Exception, CheckpointException) as error:
         if among.first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -96,7 +99,8 @@ def load_checkpoint(
 
     state = _state(adapter, optimizers, average)
     try:
-        load(state, checkpoint_id=folder, no_dist=among.count == 1)
+        with _one_process():
+            load(state, checkpoint_id=folder, no_dist=among.count == 1)
     except (Exception, CheckpointException) as error:
         raise BadWeights(f"{folder} can't be read ({type(error).__name__}); remove it to go on from the one before.") from error
     # adapter and averages were read in place; optimizers make copies of their state
@@ -111,3 +115,11 @@ def _state(adapter: nn.Module, optimizers: Sequence[torch.optim.Optimizer], aver
     for number, optimizer in enumerate(optimizers):
         state[f"optimizer.{number}"] = get_optimizer_state_dict(adapter, optimizer)
     return state
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Without the remark that there is only one process, where that is what was asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
