@@ -56,7 +56,9 @@ def train(data: Path, run: Path, flags: RunFlags, given: TrainConfig) -> None:
     The same command goes on where a stopped run was, from its newest checkpoint. RUN/adapter is what `generate --adapter-path` takes.
     Several GPUs or machines: torchrun --nproc-per-node 8 -m lynx_video train ...
     """
-    console = Console(quiet=flags.quiet, as_json=flags.json)
+    # of the processes that torchrun starts, the first speaks
+    speaks = os.environ.get("RANK", "0") == "0"
+    console = Console(quiet=flags.quiet or not speaks, as_json=flags.json)
     config = _config(flags, given)
     if run.exists() and not run.is_dir():
         raise BadOutput(f"{run} is a file; name a folder for the run.")
@@ -79,10 +81,14 @@ def train(data: Path, run: Path, flags: RunFlags, given: TrainConfig) -> None:
         from lynx_video.training.forecast import forecast
 
         text, facts = forecast(job, int(os.environ.get("WORLD_SIZE", "1")))
-        console.result(text, facts)
+        if speaks:
+            console.result(text, facts)
         return
     adapter = launch(job, run, follow=MODELS[name].follow, tensorboard=flags.tensorboard, quiet=console.silent)
-    console.result(f"{adapter}: {config.arm} adapter after {config.steps} steps", {"adapter": str(adapter), "run": str(run)})
+    if speaks:
+        console.result(
+            f"{adapter}: {config.arm} adapter after {config.steps} steps", {"adapter": str(adapter), "run": str(run)}
+        )
 
 
 def _config(flags: RunFlags, given: TrainConfig) -> TrainConfig:

@@ -53,13 +53,14 @@ def save_checkpoint(
         partial.mkdir(parents=True, exist_ok=True)
         with _one_process():
             save(_state(adapter, optimizers, average), checkpoint_id=partial, no_dist=among.count == 1)
+        if among.first:
+            (partial / PROGRESS).write_text(json.dumps(progress, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     except (Exception, CheckpointException) as error:
         if among.first:
             shutil.rmtree(partial, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         raise BadOutput(f"{place}: the checkpoint cannot be written ({reason}); earlier ones are untouched.") from error
     if among.first:
-        (partial / PROGRESS).write_text(json.dumps(progress, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         if place.exists():
             shutil.rmtree(place)
         partial.replace(place)
@@ -80,7 +81,7 @@ def read_progress(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         if name not in FREE and made_with.get(name) != config.get(name):
             raise BadRequest(
                 f"{folder} was made with {name} {made_with.get(name)!r}, this run has {config.get(name)!r}; "
-                f"give the same, or another --output."
+                f"give the same, or train in another folder."
             )
     return progress
 

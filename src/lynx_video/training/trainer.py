@@ -101,9 +101,15 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * rate
         counts = torch.tensor(
-            [sum(len(pack.samples) for pack in ration.packs), sum(map(self._tokens, ration.packs))], dtype=torch.float64
+            [
+                sum(len(pack.samples) for pack in ration.packs),
+                sum(map(self._tokens, ration.packs)),
+                len(ration.unreadable),
+            ],
+            dtype=torch.float64,
         )
-        samples, tokens = (int(count) for count in self.among.sum(counts))
+        samples, tokens, lost = (int(count) for count in self.among.sum(counts))
+        unreadable = [one for some in self.among.gather(ration.unreadable) for one in some] if lost else []
         loss = sum(self.forward_backward(pack, samples) for pack in ration.packs)
         loss = float(self.among.sum(torch.tensor([loss], dtype=torch.float64))[0])
         norm = float(full(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip)))
@@ -121,8 +127,8 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         if self.in_a_row >= self.config.max_skipped:
             raise Diverged(
-                f"step {self.done}: the loss ({loss}) or the gradient ({norm}) was no number {self.in_a_row} times in a row; go on "
-                f"from {latest(self.folder) or 'the start'} with a smaller --learning-rate."
+                f"step {self.done}: the loss ({loss}) or the gradient ({norm}) was no number {self.in_a_row} times in a row; "
+                f"train anew in another folder with a smaller --learning-rate."
             )
         return (
             StepFacts(
@@ -137,7 +143,7 @@ class Trainer:
                 skipped=self.skipped,
                 peak_memory=torch.cuda.max_memory_allocated() if self.among.device.type == "cuda" else None,
             ),
-            ration.unreadable,
+            unreadable,
         )
 
     def forward_backward(self, pack: Drawn, samples: int) -> float:

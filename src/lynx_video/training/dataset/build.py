@@ -1,8 +1,10 @@
 """Building a training set: look at every item, find out who is who, encode, write. Killed and called again, it goes on.
 
-    OUT/dataset.json, index.jsonl, conditions.safetensors, shards/   the set (`training.shards`)
-    OUT/card.md, dropped.jsonl, sheet.png                            for people: what is in it, what is not and why, how it looks
-    OUT/work/                                                        what is done so far; removed at the end
+In the folder OUT:
+
+    dataset.json, index.jsonl, conditions.safetensors, shards/   the set (`training.shards`)
+    card.md, dropped.jsonl, sheet.png                            for people: what is in it, what is not and why, how it looks
+    work/                                                        what is done so far; removed at the end
 
 The same source and settings give the same bytes, however many workers there are and however often they were interrupted.
 """

@@ -1,9 +1,9 @@
 """The work folder of a build: one small file for each thing done, whole or not there, so that a killed build goes on.
 
-    OUT/work/settings.json             what the files were made with
-    OUT/work/scan/KEY.safetensors      an item that was looked at
-    OUT/work/encoded/KEY.safetensors   an example that was encoded
-    OUT/work/.../KEY.begun             which run began with it: one that killed its worker twice is given up
+    settings.json             what the files were made with
+    scan/KEY.safetensors      an item that was looked at
+    encoded/KEY.safetensors   an example that was encoded
+    .../KEY.begun             which run began with it: one that killed its worker twice is given up
 
 A file holds tensors and one JSON value. Its `stamp` says what it was made from; with another stamp it is made again.
 """
