@@ -10,7 +10,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 # Higher may import lower; the longest name that fits counts. Neighbours on a level do not import each other.
 LAYERS = {
     "errors": 0, "types": 0, "config": 1, "draft": 1, "flow": 1,
-    "adapters": 2, "face": 2, "media": 2, "runtime": 2, "safety": 2, "assets": 2, "hub": 2, "shards": 2,
+    "adapters": 2, "face": 2, "media": 2, "runtime": 2, "safety": 2, "assets": 2, "hub": 2, "shards": 2, "pool": 2, "work": 2,
     "nano": 3, "download": 3,
     "nano.recipe": 4, "pipeline": 4,
     "training": 5, "evaluation": 5,

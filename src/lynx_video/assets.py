@@ -91,13 +91,16 @@ ASSETS: dict[str, Asset] = {
             Source(
                 repo="public-data/insightface",
                 revision="33c1063c49c785b7652d3fd529f86fa4f149392b",
-                patterns=("models/buffalo_l/det_10g.onnx",),
+                patterns=("models/buffalo_l/det_10g.onnx", "models/buffalo_l/w600k_r50.onnx"),
                 strip="models/",
-                sha256={"models/buffalo_l/det_10g.onnx": "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91"},
+                sha256={
+                    "models/buffalo_l/det_10g.onnx": "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",
+                    "models/buffalo_l/w600k_r50.onnx": "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43",
+                },
             ),
         ),
         licence="buffalo_l: non-commercial research only; IR-SE50: MIT code, weights trained on MS-Celeb-1M",
-        note="face detector (buffalo_l) and the ArcFace IR-SE50 that the adapters were trained with",
+        note="face detector and a recogniser that scores the clips (buffalo_l), and the ArcFace IR-SE50 the adapters were trained with",
     ),
     "safety": Asset(
         folder="safety_checker",

@@ -4,10 +4,11 @@
     ├── MissingDependency     1  an optional package or model is not installed; the message has the line that installs it
     ├── Cancelled             1  somebody asked to stop
     ├── Diverged              1  a training run whose loss is no number any more
+    ├── Missed                1  a clip that was made and kept, but is less than what was asked for
     ├── BadRequest            2  the request cannot be carried out as given (also a ValueError)
     │   ├── BadPicture        2  a picture that cannot be read, or is too small or too large
     │   ├── NoFace            2  no usable face where one is needed
-    │   ├── BadData       2  a clip, training set or shard that cannot be used
+    │   ├── BadData           2  a clip, training set or shard that cannot be used
     │   ├── BadWeights        2  a weights file that is missing, cut, mixed up or made for another base
     │   └── BadOutput         2  an output that cannot be written or is there already
     └── Refused               3  the safety gate said no
@@ -38,6 +39,10 @@ class Cancelled(LynxError):
 
 class Diverged(LynxError):
     """A training run whose loss was not finite too often."""
+
+
+class Missed(LynxError):
+    """A clip was made and kept, but it is less than what was asked for."""
 
 
 class BadRequest(LynxError, ValueError):

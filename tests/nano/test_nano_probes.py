@@ -7,7 +7,7 @@ import torch
 from lynx_video import load
 from lynx_video.face.detect import find_faces
 from lynx_video.nano import faces, model, people, probes
-from lynx_video.nano.recipe import data, face
+from lynx_video.nano.recipe import data, detector
 from lynx_video.pipeline.condition import decode, latent_statistics
 
 FRAMES, SIZE = model.FRAMES, model.SIZE
@@ -138,7 +138,7 @@ def test_rows_and_their_targets_agree():
     rng = data.generator("detector", 77)
     seen = 0
     for _ in range(60):
-        picture, boxes, points = face._row(rng)
+        picture, boxes, points = detector._row(rng)
         assert len(boxes) == len(points) <= 4
         assert (boxes[:, :2] < boxes[:, 2:]).all()
         if len(boxes) and boxes[0, 2] - boxes[0, 0] > 3:  # large enough for a whole dark pixel; a row may show nobody
@@ -152,5 +152,5 @@ def test_rows_and_their_targets_agree():
 def test_the_shipped_detector_finds_nobody_where_nobody_is(nano):
     """Blocks and clouds of colour, walls and shirts: the first look may find nothing, and neither may the second."""
     rng = data.generator("detector", 78)
-    pictures = [face._nobody(rng)[0].permute(1, 2, 0).contiguous().numpy() for _ in range(60)]
+    pictures = [detector._nobody(rng)[0].permute(1, 2, 0).contiguous().numpy() for _ in range(60)]
     assert sum(find_faces(picture, nano.faces.detector()) != [] for picture in pictures) <= 3

@@ -5,7 +5,7 @@ import torch
 
 from lynx_video.nano import faces
 from lynx_video.nano.captions import DOES
-from lynx_video.nano.prompt import following
+from lynx_video.nano.prompt import probe
 from lynx_video.nano.recipe import data
 from lynx_video.pipeline.models import MODELS
 
@@ -40,7 +40,19 @@ def test_following(clip, prompt, score):
 def test_without_a_face_the_motion_is_missed(clip):
     empty = clip.copy()
     empty[:] = empty[:, :1, :1]
-    assert following(empty, "a person moves to the left in front of a blue wall", MODELS["nano"].faces(None).detector()) == 0.5
+    seen = probe(empty, "a person moves to the left in front of a blue wall", MODELS["nano"].faces(None).detector())
+    assert seen == {"wall": 1.0, "motion": 0.0, "prompt": 1.0, "following": 0.5, "clean": 1.0, "steady": 1.0}
+
+
+def test_a_spotted_or_flickering_wall_is_seen(clip):
+    detector = MODELS["nano"].faces(None).detector()
+    assert probe(clip, "", detector) == {"clean": 1.0, "steady": 1.0}
+    spotted, flickering = clip.copy(), clip.copy()
+    spotted[:, :5, :3] = 255  # three of the ten columns that both corners have
+    flickering[1::2, :5] = 255
+    assert probe(spotted, "", detector)["clean"] == pytest.approx(0.7, abs=0.05)
+    assert probe(spotted, "", detector)["steady"] == 1.0
+    assert probe(flickering, "", detector)["steady"] == 0.0
 
 
 def test_every_phrase_names_its_motion():

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import click
+
 if TYPE_CHECKING:
     from lynx_video.pipeline.denoise import Step
 
@@ -43,23 +45,55 @@ class Console:
         print(json.dumps({**facts, "warnings": self.warnings}) if self.as_json else line, flush=True)
 
     @contextmanager
-    def steps(self) -> Iterator[Callable[[Step], None]]:
-        """A step callback that draws a bar with the time left; the bar appears with the first step."""
+    def steps(self, clips: int = 1) -> Iterator[Callable[[Step], None]]:
+        """A step callback that draws a bar with the time left for so many clips; the bar appears with the first step."""
         from tqdm import tqdm
 
         bars: list[Any] = []
 
         def on_step(step: Step) -> None:
             if not bars:
-                bars.append(tqdm(total=step.total, desc="denoising", unit="step", file=sys.stderr, disable=self.silent))
+                bars.append(tqdm(total=clips * step.total, desc="denoising", unit="step", file=sys.stderr, disable=self.silent))
                 bars[0].start_t = time.time() - step.seconds  # the first step counts for the time left, too
-            bars[0].update(step.number - bars[0].n)
+            done = bars[0].n // step.total * step.total + step.number
+            bars[0].update(done - bars[0].n)
 
         try:
             yield on_step
         finally:
             for bar in bars:
                 bar.close()
+
+
+@contextmanager
+def bars(*, silent: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress callback (stage, done, total) that draws a bar with the time left for each stage."""
+    from tqdm import tqdm
+
+    drawn: dict[str, Any] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in drawn:
+            for bar in drawn.values():
+                bar.close()
+            drawn[stage] = tqdm(total=total, desc=stage, unit="item", file=sys.stderr, disable=silent)
+        drawn[stage].update(done - drawn[stage].n)
+
+    try:
+        yield show
+    finally:
+        for bar in drawn.values():
+            bar.close()
+
+
+@contextmanager
+def resumable(*, silent: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """As `bars`, around work that goes on where it was: an interruption ends it in a sentence that says so."""
+    try:
+        with bars(silent=silent) as progress:
+            yield progress
+    except KeyboardInterrupt:
+        raise click.Abort("interrupted; what is done is kept, the same command goes on from there.") from None
 
 
 def hush_libraries() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from lynx_video.cli.console import Console, hush_libraries
-from lynx_video.cli.flags import FaceFlags, ModelFlags, ModelName
+from lynx_video.cli.console import Console, bars, hush_libraries, resumable
+from lynx_video.cli.flags import FaceFlags, ModelFlags, ModelName, WorkFlags, absolute
 from lynx_video.cli.options import options
 from lynx_video.errors import BadRequest
 from lynx_video.training.dataset.config import DatasetConfig
@@ -45,18 +43,10 @@ class EncoderFlags:
 class BuildFlags:
     """How it is built."""
 
-    workers: int | None = None
-    "workers on this machine; all its cores by default"
-    ray_address: str | None = None
-    "a running Ray cluster instead; SOURCE and OUT must be at the same path on all its machines"
     overwrite: bool = False
     "begin anew where a training set is, finished or not"
     keep_work: bool = False
     "leave the work folder in OUT"
-    quiet: bool = False
-    "say nothing but the result and warnings"
-    json: bool = False
-    "one JSON object on stdout instead of the result lines"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,43 +79,34 @@ def dataset() -> None:
 @dataset.command()
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@options(EncoderFlags, DatasetConfig, BuildFlags)
-def build(source: Path, out: Path, encoders: EncoderFlags, config: DatasetConfig, flags: BuildFlags) -> None:
+@options(EncoderFlags, DatasetConfig, BuildFlags, WorkFlags)
+def build(source: Path, out: Path, encoders: EncoderFlags, config: DatasetConfig, flags: BuildFlags, work: WorkFlags) -> None:
     """Make a training set in the folder OUT from SOURCE: a folder, or a .jsonl manifest.
 
     In a folder a caption is a .txt of the same name beside the clip or picture. A line of a manifest is
     {"file": "a.mp4", "caption": "a person nods", "person": "ann", "start": 1, "stop": 6}; file is relative to the manifest, and
     all but file may be left out. Killed and given again, the command goes on where it was.
     """
-    console = Console(quiet=flags.quiet, as_json=flags.json)
-    if flags.workers is not None and flags.workers < 1:
-        raise BadRequest(f"--workers must be 1 or more, got {flags.workers}.")
-    if flags.workers is not None and flags.ray_address is not None:
-        raise BadRequest(
-            "--workers are of this machine, --ray-address is a cluster with workers of its own: give one of the two."
-        )
+    console = Console(quiet=work.quiet, as_json=work.json)
     hush_libraries()
     from lynx_video.pipeline.models import MODELS
     from lynx_video.training.dataset import build as training_set
 
     if config.same_person is None and encoders.base_model_path is None and encoders.arcface is None:
         config = replace(config, same_person=MODELS[encoders.model].same_person)
-    try:
-        with _bars(silent=console.silent) as progress:
-            card = training_set.build(
-                source,
-                out,
-                config,
-                name=Path(encoders.base_model_path).name if encoders.base_model_path else encoders.model,
-                survey=partial(survey_encoders, _absolute(encoders)),
-                workers=flags.workers,
-                address=flags.ray_address,
-                overwrite=flags.overwrite,
-                keep_work=flags.keep_work,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        raise click.Abort("interrupted; what is done is kept, the same command goes on from there.") from None
+    with resumable(silent=console.silent) as progress:
+        card = training_set.build(
+            source,
+            out,
+            config,
+            name=Path(encoders.base_model_path).name if encoders.base_model_path else encoders.model,
+            survey=partial(survey_encoders, _absolute(encoders)),
+            workers=work.workers,
+            address=work.ray_address,
+            overwrite=flags.overwrite,
+            keep_work=flags.keep_work,
+            progress=progress,
+        )
     counts = card["counts"]
     if counts["dropped"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in card["dropped_by_reason"].items())
@@ -153,7 +134,7 @@ def show(out: Path, flags: ShowFlags) -> None:
         check_output(flags.sheet, flags.overwrite, extensions=("png", "jpg", "jpeg"))
     shards = Shards(out)
     if flags.check:
-        with _bars(silent=console.silent) as progress:
+        with bars(silent=console.silent) as progress:
             for number, entry in enumerate(shards.entries, 1):
                 shards.read(entry)
                 progress("checking", number, len(shards))
@@ -196,7 +177,7 @@ def _absolute(flags: EncoderFlags) -> EncoderFlags:
     return replace(
         flags,
         models=flags.models.absolute(),
-        base_model_path=str(Path(base).absolute()) if base is not None and Path(base).is_dir() else base,
+        base_model_path=base and absolute(base),
         face_detector=flags.face_detector and flags.face_detector.absolute(),
         arcface=flags.arcface and flags.arcface.absolute(),
     )
@@ -221,26 +202,3 @@ def _draw(shards: Any, file: Path, flags: ShowFlags) -> None:
             "name that one with --base-model-path."
         )
     write_picture(file, draw_sheet(map(shards.read, spread(shards.entries)), load_vae(blueprint)))
-
-
-@contextmanager
-def _bars(*, silent: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress callback that draws a bar with the time left for each stage."""
-    import sys
-
-    from tqdm import tqdm
-
-    bars: dict[str, Any] = {}
-
-    def show(stage: str, done: int, total: int) -> None:
-        if stage not in bars:
-            for bar in bars.values():
-                bar.close()
-            bars[stage] = tqdm(total=total, desc=stage, unit="item", file=sys.stderr, disable=silent)
-        bars[stage].update(done - bars[stage].n)
-
-    try:
-        yield show
-    finally:
-        for bar in bars.values():
-            bar.close()

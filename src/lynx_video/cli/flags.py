@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lynx_video.errors import BadRequest
+
 ModelName = Literal["nano", "nano-lite", "lynx-full", "lynx-lite"]
 
 
@@ -56,6 +58,40 @@ class SubjectFlags:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SelectFlags:
+    """How good is good enough, and who says so."""
+
+    best_of: int = 1
+    "make so many clips, of successive seeds, and keep the best by face similarity x coverage (x prompt following for nano)"
+    min_similarity: float | None = None
+    "face similarity (-1 to 1) below which the clip is kept, labelled, and the exit code is 1"
+    recogniser: Path | None = None
+    "ONNX file of the face recogniser that scores the clip, instead of the model's own: ArcFace (insightface) or CurricularFace"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkFlags:
+    """Where work is done that many share, and what is said about it."""
+
+    workers: int | None = None
+    "workers on this machine; all its cores by default"
+    ray_address: str | None = None
+    "a running Ray cluster instead; all folders must be at the same path on all its machines"
+    quiet: bool = False
+    "say nothing but the result and warnings"
+    json: bool = False
+    "one JSON object on stdout instead of the result lines"
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise BadRequest(f"--workers must be 1 or more, got {self.workers}.")
+        if self.workers is not None and self.ray_address is not None:
+            raise BadRequest(
+                "--workers are of this machine, --ray-address is a cluster with workers of its own: give one of the two."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OutputFlags:
     """Where the clip goes and what is said about it."""
 
@@ -77,3 +113,8 @@ class OutputFlags:
     "say nothing but the result and warnings"
     json: bool = False
     "one JSON object on stdout instead of the result line"
+
+
+def absolute(name: str) -> str:
+    """A folder or file as an absolute path, for workers that were started elsewhere; a hub id as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else name

@@ -5,20 +5,22 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lynx_video.cli.console import Console, hush_libraries
-from lynx_video.cli.flags import FaceFlags, ModelFlags, OutputFlags, SubjectFlags
-from lynx_video.cli.models import idle_options, read_face_record, sit, survey_model
+from lynx_video.cli.flags import FaceFlags, ModelFlags, OutputFlags, SelectFlags, SubjectFlags
+from lynx_video.cli.models import idle_options, read_face_record, scored_by, sit, survey_model
 from lynx_video.cli.options import options
 from lynx_video.config import GenerateConfig
-from lynx_video.errors import BadOutput, BadRequest, LynxWarning
+from lynx_video.errors import BadOutput, BadRequest, LynxWarning, Missed
 
 if TYPE_CHECKING:
+    from lynx_video.pipeline.best import Candidate
     from lynx_video.pipeline.enrol import Enrolment
     from lynx_video.pipeline.load import Blueprint
     from lynx_video.safety import SafetyChecker
@@ -30,23 +32,31 @@ REAL_WIDTH = 1536
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Made:
-    """A clip and where it is. judge: who measured the similarity, empty if nobody."""
+    """A clip and where it is. judge: who measured the similarity. missed: what it lacks of what was asked. Empty: nobody, nothing."""
 
     clip: Clip
     output: Path
     judge: str
+    missed: str = ""
 
 
 @click.command()
-@options(SubjectFlags, ModelFlags, GenerateConfig, FaceFlags, OutputFlags)
-def generate(subject: SubjectFlags, model: ModelFlags, config: GenerateConfig, face: FaceFlags, output: OutputFlags) -> None:
+@options(SubjectFlags, ModelFlags, GenerateConfig, FaceFlags, SelectFlags, OutputFlags)
+def generate(
+    subject: SubjectFlags,
+    model: ModelFlags,
+    config: GenerateConfig,
+    face: FaceFlags,
+    select: SelectFlags,
+    output: OutputFlags,
+) -> None:
     """Make a clip of a person doing what the prompt says.
 
     \b
     lynx-video generate --subject-image me.jpg --prompt "The person smiles." --model lynx-full
     """
     console = Console(quiet=output.quiet, as_json=output.json)
-    made = produce(subject, model, config, face, output, console)
+    made = produce(subject, model, config, face, output, console, select=select)
     clip = made.clip
     facts: dict[str, Any] = {
         "output": str(made.output),
@@ -61,9 +71,13 @@ def generate(subject: SubjectFlags, model: ModelFlags, config: GenerateConfig, f
         "similarity": clip.similarity,
         "coverage": clip.coverage,
         "judge": made.judge or None,
+        "best_of": clip.settings.get("best_of"),
+        "missed": made.missed or None,
         "settings": clip.settings,
     }
     console.result(f"{made.output}: {likeness_words(made)}, seed {clip.seed}, {clip.seconds:.1f} s", facts)
+    if made.missed:
+        raise Missed(f"{made.output} is kept, but {made.missed}.")
 
 
 def produce(
@@ -74,17 +88,20 @@ def produce(
     output: OutputFlags,
     console: Console,
     *,
+    select: SelectFlags = SelectFlags(),  # noqa: B008 (a frozen value)
     shown: Path | None = None,
     before_writing: Callable[[Clip], None] | None = None,
 ) -> Made:
     """Check everything that can be refused, then load, generate and write. Raises a LynxError, with nothing left behind.
 
+    select: how many clips the best is chosen from, and what it must reach; one that does not is written with what it `missed`.
     shown: the portrait's name in messages and in the clip's settings, if not its own. before_writing: what it raises keeps the
     clip from being written.
     """
     from lynx_video.media.video import check_output
 
     source = _source(subject, face)
+    _check_select(select, config)
     _check_name(output)
     if output.output is not None:
         check_output(output.output, output.overwrite)
@@ -98,6 +115,7 @@ def produce(
     prompt = _prompt(subject)
 
     hush_libraries()
+    from lynx_video.pipeline.best import generate_best
     from lynx_video.pipeline.enrol import load_enrolment, usable_memories
     from lynx_video.pipeline.generate import generate as make
     from lynx_video.pipeline.generate import plan
@@ -106,8 +124,11 @@ def produce(
 
     enrolment = load_enrolment(subject.identity) if subject.identity is not None else None
     blueprint = survey_model(model, face, config, enrolment)
+    if select.recogniser is not None:
+        blueprint = replace(blueprint, faces=scored_by(blueprint.faces, select.recogniser))
     chosen = plan(blueprint, config)
-    stem = f"{output.name}-fr{chosen.num_frames}-s{config.seed}.{output.ext}"
+    several = f"-best{select.best_of}" if select.best_of > 1 else ""
+    stem = f"{output.name}-fr{chosen.num_frames}-s{config.seed}{several}.{output.ext}"
     target = output.output or output.output_dir / source.stem / stem
     check_output(target, output.overwrite)
     if enrolment is not None:
@@ -123,15 +144,32 @@ def produce(
         cautions += [f"{shown or source}: {warning}" for warning in found]
     else:
         who = enrolment
+    if select != SelectFlags():
+        _check_scorable(blueprint, who)
 
     console.note(f"model: {describe(model, blueprint)}")
     for caution in cautions:
         console.warn(caution)
     components = assemble(blueprint, idle_models=config.idle_models)
-    with console.steps() as on_step, warnings.catch_warnings(record=True) as told:
+    with console.steps(select.best_of) as on_step, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=LynxWarning)
-        clip = make(components, who, prompt, config, on_step=on_step, facts=_face_facts(subject, face, shown or source))
+        facts = _face_facts(subject, face, shown or source)
+        if select.best_of > 1:
+            follow, say = _follow(model), partial(_say, console)
+            clip, _ = generate_best(
+                components,
+                who,
+                prompt,
+                config,
+                select.best_of,
+                follow=follow,
+                on_step=on_step,
+                on_candidate=say,
+                facts=facts,
+            )
+        else:
+            clip = make(components, who, prompt, config, on_step=on_step, facts=facts)
     for warning in told:
         console.warn(str(warning.message))
     if checker is not None:
@@ -139,8 +177,10 @@ def produce(
     if before_writing is not None:
         before_writing(clip)
     judge = blueprint.faces.judge_name if clip.coverage is not None else ""
-    _write(clip, target, output.save_tensors, {"model": model.model, "judge": judge})
-    return Made(clip=clip, output=target, judge=judge)
+    missed = _missed(clip, select.min_similarity)
+    said = {"model": model.model, "judge": judge} | ({"missed": missed} if missed else {})
+    _write(clip, target, output.save_tensors, said)
+    return Made(clip=clip, output=target, judge=judge, missed=missed)
 
 
 def likeness_words(made: Made) -> str:
@@ -150,6 +190,53 @@ def likeness_words(made: Made) -> str:
     if made.clip.similarity is None:
         return "no face found in the frames"
     return f"similarity {made.clip.similarity:.2f} ({made.judge}), a face in {made.clip.coverage:.0%} of the frames"
+
+
+def _check_select(select: SelectFlags, config: GenerateConfig) -> None:
+    if not 1 <= select.best_of <= 1000:
+        raise BadRequest(f"--best-of must be a whole number from 1 to 1000, got {select.best_of}.")
+    if select.min_similarity is not None and not -1 <= select.min_similarity <= 1:
+        raise BadRequest(f"--min-similarity is a cosine, from -1 to 1, got {select.min_similarity}.")
+    replace(config, seed=config.seed + select.best_of - 1)  # refuses a last seed that is none
+
+
+def _check_scorable(blueprint: Blueprint, who: Identity | Enrolment) -> None:
+    """Raises BadRequest, before any work, where nobody could say how alike the clip is; loads the recogniser."""
+    from lynx_video.types import Identity
+
+    identity = who if isinstance(who, Identity) else who.identity
+    if blueprint.faces.judge is None:
+        raise BadRequest(
+            "--best-of and --min-similarity need a face recogniser to score with, and none is at hand: "
+            "`lynx-video download face` gets one, --recogniser FILE names one."
+        )
+    if identity.aligned is None:
+        raise BadRequest("this identity file has no aligned crop to compare clips with; enroll the portrait again.")
+    blueprint.faces.judge()
+
+
+def _follow(model: ModelFlags) -> Callable[[Any, str], float | None] | None:
+    """How far a clip does what its prompt says, for a model of which that can be told exactly."""
+    from lynx_video.pipeline.models import MODELS
+
+    own = MODELS[model.model]
+    return own.follow if own.probe is not None and model.base_model_path is None else None
+
+
+def _say(console: Console, candidate: Candidate) -> None:
+    """A line about one of the clips the best is chosen from."""
+    alike = "no face" if candidate.similarity is None else f"similarity {candidate.similarity:.3f}"
+    prompt = "" if candidate.prompt is None else f", prompt {candidate.prompt:.2f}"
+    console.note(f"seed {candidate.seed}: score {candidate.score:.3f} ({alike}, coverage {candidate.coverage:.2f}{prompt})")
+
+
+def _missed(clip: Clip, least: float | None) -> str:
+    """What a clip lacks of the similarity that was asked for; empty if nothing."""
+    if least is None or (clip.similarity is not None and clip.similarity >= least):
+        return ""
+    if clip.similarity is None:
+        return f"no face was found in it, and a similarity of {least:g} was asked for"
+    return f"its similarity is {clip.similarity:.3f}, below the {least:g} that was asked for"
 
 
 def describe(model: ModelFlags, blueprint: Blueprint) -> str:

@@ -103,6 +103,14 @@ def _override(faces: FaceModels, model: ModelFlags, face: FaceFlags) -> FaceMode
     )
 
 
+def scored_by(faces: FaceModels, recogniser: Path) -> FaceModels:
+    """The face models, with the recogniser in an ONNX file as the one that scores. Raises BadWeights for a file that is none."""
+    from lynx_video.face.recogniser import OnnxRecogniser
+
+    loaded = OnnxRecogniser(recogniser)
+    return replace(faces, judges={loaded.name: lambda: loaded})
+
+
 def read_face_record(face: FaceFlags) -> FaceRecord | None:
     """The face record that the options name, if any. Raises BadRequest if it cannot go with the other options."""
     if face.face_record is None:

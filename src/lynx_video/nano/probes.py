@@ -1,4 +1,7 @@
-"""Did the clip do what the prompt said? Exact answers, since everything was drawn: wall, shirt and motion of a nano clip."""
+"""Did the clip do what the prompt said? Exact answers, since everything was drawn: wall, shirt and motion of a nano clip.
+
+And is it well drawn? A drawn wall has one colour, all over and all the time.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 # what each sign is in a drawn clip of that motion at ordinary strength, in distances between the eyes (the roll in radians, the move
 # in half widths of the frame): scores near 1 say that it happened
 _TURN, _SWAY, _NOD, _ROLL, _MOVE, _SPREAD, _RISE = 0.08, 0.41, 0.27, 0.38, 0.40, 0.36, 0.29
+_SPOT = 10.0  # grey levels: a pixel that is off by as much is seen
 _STILL = 0.45  # below this every sign is noise
 _BAD_FRAME = 0.1  # one frame that makes more than nine tenths of the squared error is the detector's mistake
 SIGNS = ("shakes the head", "nods", "tilts the head", "moves to the left", "moves to the right", "smiles")
@@ -25,8 +29,26 @@ SIGNS = ("shakes the head", "nods", "tilts the head", "moves to the left", "move
 
 def wall(frames: Video) -> str:
     """The wall's colour: the nearest palette entry to the upper corners of all frames [F, H, W, 3]."""
+    return _nearest(_corners(frames))
+
+
+def clean(frames: Video) -> float:
+    """Share of the wall that has the wall's colour: the upper corners of all frames [F, H, W, 3], 0 to 1."""
+    corners = _corners(frames).astype(np.float64)
+    off = np.abs(corners - np.median(corners.reshape(-1, 3), 0)).max(-1)
+    return float((off < _SPOT).mean())
+
+
+def steady(frames: Video) -> float:
+    """Share of the wall that keeps its colour from a frame to the next: as `clean`; 1 for a single frame."""
+    corners = _corners(frames).astype(np.float64)
+    return float((np.abs(np.diff(corners, axis=0)).max(-1) < _SPOT).mean()) if len(frames) > 1 else 1.0
+
+
+def _corners(frames: Video) -> NDArray[np.uint8]:
+    """The upper corners side by side: [F, h, 2 w, 3]."""
     corner = max(1, frames.shape[2] // 12)
-    return _nearest(np.concatenate([frames[:, :corner, :corner], frames[:, :corner, -corner:]], 1))
+    return np.concatenate([frames[:, :corner, :corner], frames[:, :corner, -corner:]], 2)
 
 
 def shirt(frames: Video) -> str:

@@ -1,11 +1,12 @@
-"""Nano's eyes: a face detector and a judge of likeness, both small convolutional networks of their own.
+"""Nano's eyes: a face detector and two judges of likeness, small convolutional networks of their own.
 
-The encoder that conditions the adapters is the ArcFace class of `face.embed` at toy size. The judge is another architecture,
-trained on other people with another seed, and never conditions anything: it only scores.
+The encoder that conditions the adapters is the ArcFace class of `face.embed` at toy size. The judges are two other architectures,
+each trained on other people with another seed, and never condition anything: they only score.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,7 @@ class NanoDetector:
     def __init__(self, path: Path, threshold: float = 0.5) -> None:
         from safetensors.torch import load_file
 
+        self.path = path
         self.net = DetectorNet().eval()
         self.net.load_state_dict({key: value.float() for key, value in load_file(path).items()})
         self.threshold = threshold
@@ -118,15 +120,39 @@ class JudgeNet(nn.Module):
         return F.normalize(self.head(self.body(crop).flatten(1)).float(), dim=-1)
 
 
+class SecondJudgeNet(nn.Module):
+    """Shapes as `JudgeNet`: patches of 8 px, blocks of wide depthwise convolutions between them, no average."""
+
+    def __init__(self, width: int = 96, depth: int = 4) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, width, 8, 8)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, width, 5, padding=2, groups=width),
+                nn.GroupNorm(1, width),
+                nn.Conv2d(width, 2 * width, 1),
+                nn.GELU(),
+                nn.Conv2d(2 * width, width, 1),
+            )
+            for _ in range(depth)
+        )
+        self.head = nn.Sequential(nn.GroupNorm(1, width), nn.Conv2d(width, 32, 1), nn.Flatten(), nn.Linear(32 * 14 * 14, 128))
+
+    def forward(self, crop: Tensor) -> Tensor:
+        features = self.patches(crop)
+        for block in self.blocks:
+            features = features + block(features)
+        return F.normalize(self.head(features).float(), dim=-1)
+
+
 class Judge:
-    """Scores likeness of aligned crops."""
+    """Scores likeness of aligned crops. network: `JudgeNet` or `SecondJudgeNet`, whose weights lie at `path`."""
 
-    name = "nano judge"
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, network: Callable[[], nn.Module] = JudgeNet) -> None:
         from safetensors.torch import load_file
 
-        self.net = JudgeNet().eval()
+        self.path = path
+        self.net = network().eval()
         self.net.load_state_dict({key: value.float() for key, value in load_file(path).items()})
 
     @torch.no_grad()

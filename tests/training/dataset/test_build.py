@@ -9,10 +9,11 @@ import pytest
 import torch
 from sources import NANO, contents, dropped, fill, nobody, shelf_in
 
+from lynx_video import work
 from lynx_video.errors import BadData, BadOutput, BadRequest
 from lynx_video.training import shards
 from lynx_video.training.dataset import build as building
-from lynx_video.training.dataset import encode, scan, work
+from lynx_video.training.dataset import encode, scan
 from lynx_video.training.dataset.config import DatasetConfig
 from lynx_video.training.shards import Shards
 

@@ -11,7 +11,7 @@ from lynx_video.pipeline.condition import REFERENCE_PROMPT, decode, encode_promp
 from lynx_video.training.augment import Portrait, augment, steps
 from lynx_video.training.dataset.encode import Encoder, Job, encode_frames, load_encoders, pack_example, read_example, trim_text
 from lynx_video.training.dataset.source import Dropped
-from lynx_video.training.dataset.work import Shelf
+from lynx_video.work import Shelf
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,15 @@ from lynx_video.nano import faces, model
 from lynx_video.nano.faces import People, Poses, Scenes
 from lynx_video.nano.people import HELD_OUT
 
-SEEDS = {"vae": 1_000, "encoder": 2_000, "detector": 3_000, "judge": 4_000, "base": 5_000, "evaluation": HELD_OUT}
+SEEDS = {
+    "vae": 1_000,
+    "encoder": 2_000,
+    "detector": 3_000,
+    "judge": 4_000,
+    "base": 5_000,
+    "second_judge": 6_000,
+    "evaluation": HELD_OUT,
+}
 PEOPLE, FILMED, PORTRAIT = 30_000, 7_000, 128
 
 

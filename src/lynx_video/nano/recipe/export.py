@@ -51,7 +51,7 @@ def train(run: Path) -> None:
         defaults = DEFAULTS if arm == "full" else {**DEFAULTS, "guidance_scale_i": None}
         (place / "lynx.json").write_text(json.dumps(known | defaults, indent=2) + "\n", encoding="utf-8")
     (WEIGHTS / "face").mkdir(parents=True, exist_ok=True)
-    for name in ("encoder", "judge", "detector"):
+    for name in ("encoder", "judge", "second_judge", "detector"):
         if (run / f"{name}.safetensors").is_file():
             shutil.copy(run / f"{name}.safetensors", WEIGHTS / "face" / f"{name}.safetensors")
     for file in WEIGHTS.rglob("*.safetensors"):

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_video.draft import draft
 from lynx_video.errors import BadData, BadOutput, BadRequest
+from lynx_video.pool import Pool, Progress, open_pool
 from lynx_video.training.dataset.card import make_card, to_markdown
 from lynx_video.training.dataset.config import Bucket, DatasetConfig, parse_bucket
-from lynx_video.training.dataset.pool import Pool, Progress, open_pool
 from lynx_video.training.dataset.source import Drop, Source, fingerprint_item, read_source
 from lynx_video.training.dataset.stages import CONDITIONS, EncodeWork, ScanWork
-from lynx_video.training.dataset.work import SETTINGS, WORK, DiskFull, Shelf, claim_work, disk_full, is_full
 from lynx_video.training.shards import CARD, INDEX, SHARDS, Conditions, write_shards
 from lynx_video.training.shards import CONDITIONS as CONDITIONS_FILE
+from lynx_video.work import SETTINGS, WORK, DiskFull, Shelf, claim_work, disk_full, is_full
 
 if TYPE_CHECKING:
     from lynx_video.pipeline.load import Blueprint

@@ -20,9 +20,9 @@ from lynx_video.pipeline.condition import REFERENCE_PROMPT, encode_prompt, laten
 from lynx_video.training.dataset.footage import frames_at
 from lynx_video.training.dataset.framing import View, cut
 from lynx_video.training.dataset.source import Dropped, Item
-from lynx_video.training.dataset.work import Shelf
 from lynx_video.training.shards import Conditions
 from lynx_video.types import Example
+from lynx_video.work import Shelf
 
 if TYPE_CHECKING:
     from lynx_video.pipeline.load import Blueprint

@@ -5,26 +5,22 @@ Each job ends as a file of the work folder, with what came out or why it was dro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from lynx_video.errors import BadOutput, LynxError
+from lynx_video import work
 from lynx_video.training.dataset.config import Bucket, DatasetConfig
 from lynx_video.training.dataset.source import Drop, Dropped, Item, fingerprint_item
-from lynx_video.training.dataset.work import Shelf, disk_full, is_full
+from lynx_video.work import Made, Shelf, keep
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lynx_video.pipeline.load import Blueprint
     from lynx_video.training.dataset.encode import Job
 
 CONDITIONS = "conditions"
 """The job, and the key, of what stands for dropped conditions."""
-
-Made = tuple[Any, Mapping[str, "Tensor"]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,37 +92,16 @@ class EncodeWork:
 
 
 def attempt(shelf: Shelf, key: str, stamp: str, name: str, make: Callable[[], Made]) -> None:
-    """Make something and keep it, or keep why it was dropped. name: of the item, for the drop.
+    """Make something and keep it, or keep why the item `name` was dropped. Raises as `work.attempt`."""
 
-    Raises BadOutput if the disk is full, LynxError if memory is: neither is the item's fault, nor would the next one fare better.
-    """
-    if shelf.value(key, stamp) is not None:
-        return
-    try:
-        if not shelf.begin(key):
-            raise Dropped("failed", "its worker died each time it was tried")
-        made = make()
-    except Dropped as dropped:
-        made = {"drop": asdict(Drop(item=name, reason=dropped.reason, detail=dropped.detail))}, {}
-    except Exception as error:  # one item must not end a run of hours; the card names it
-        if is_full(error):
-            raise disk_full(shelf.folder) from error
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
-            raise LynxError(
-                f"{name}: out of memory; take smaller buckets or fewer --workers, the same command goes on."
-            ) from error
-        detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        made = {"drop": asdict(Drop(item=name, reason="failed", detail=detail))}, {}
-    keep(shelf, key, stamp, made)
+    def dropped(error: Exception | None) -> Made:
+        if isinstance(error, Dropped):
+            drop = Drop(item=name, reason=error.reason, detail=error.detail)
+        elif error is None:
+            drop = Drop(item=name, reason="failed", detail="its worker died each time it was tried")
+        else:
+            detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            drop = Drop(item=name, reason="failed", detail=detail)
+        return {"drop": asdict(drop)}, {}
 
-
-def keep(shelf: Shelf, key: str, stamp: str, made: Made) -> None:
-    """Keep what was made. Raises BadOutput if it cannot be written."""
-    try:
-        shelf.save(key, stamp, *made)
-    except (OSError, BadOutput) as error:
-        if is_full(error):
-            raise disk_full(shelf.folder) from error
-        if isinstance(error, BadOutput):
-            raise
-        raise BadOutput(f"{shelf.folder}: cannot be written ({error.strerror or error}).") from error
+    work.attempt(shelf, key, stamp, make, dropped, name)

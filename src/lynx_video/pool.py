@@ -1,7 +1,7 @@
 """Many workers for a list of jobs, by Ray Data: the cores and GPUs of this machine, or those of a cluster.
 
-On a cluster the source and the training set's folder must be on a disk that every machine has at the same path: jobs and answers
-are small, results go to files. A worker opens its models once. What goes wrong with one job is the job's to keep; what would go
+On a cluster the folders that are read and written must be on a disk that every machine has at the same path: jobs and answers are
+small, results go to files. A worker opens its models once. What goes wrong with one job is the job's to keep; what would go
 wrong with all of them (a full disk, weights that are missing, no memory) comes back as an error and ends the run.
 """
 
@@ -87,7 +87,7 @@ def open_pool(workers: int | None = None, address: str | None = None) -> Iterato
         import ray.data
     except ImportError:
         raise MissingDependency(
-            "building a training set needs Ray, which is not installed: pip install 'lynx-video[train]'"
+            "sharing work out needs Ray, which is not installed: pip install 'lynx-video[train]' (or [evaluate], which has it too)"
         ) from None
 
     is_ours = not ray.is_initialized()

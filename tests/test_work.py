@@ -5,11 +5,11 @@ import errno
 import pytest
 import torch
 
+from lynx_video import work
 from lynx_video.errors import BadOutput, LynxError
-from lynx_video.training.dataset import work
 from lynx_video.training.dataset.source import Dropped
 from lynx_video.training.dataset.stages import attempt, keep
-from lynx_video.training.dataset.work import Shelf, claim_work, is_full
+from lynx_video.work import Shelf, claim_work, is_full
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
-"""The work folder of a build: one small file for each thing done, whole or not there, so that a killed build goes on.
+"""A work folder: one small file for each thing done, whole or not there, so that a killed run goes on.
 
-    settings.json             what the files were made with
-    scan/KEY.safetensors      an item that was looked at
-    encoded/KEY.safetensors   an example that was encoded
-    .../KEY.begun             which run began with it: one that killed its worker twice is given up
+    settings.json         what the files were made with
+    STAGE/KEY.safetensors a result: an item that was looked at, an example that was encoded, a clip that was scored
+    STAGE/KEY.begun       which run began with it: one that killed its worker twice is given up
 
 A file holds tensors and one JSON value. Its `stamp` says what it was made from; with another stamp it is made again.
 """
@@ -12,18 +11,20 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_video.draft import draft
-from lynx_video.errors import BadOutput
+from lynx_video.errors import BadOutput, LynxError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Made = tuple[Any, Mapping[str, "Tensor"]]
+"""What a result is: a JSON value and tensors by name."""
 WORK, SETTINGS = "work", "settings.json"
 ATTEMPTS = 2
 
@@ -121,3 +122,38 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def keep(shelf: Shelf, key: str, stamp: str, made: Made) -> None:
+    """Keep what was made. Raises BadOutput if it cannot be written."""
+    try:
+        shelf.save(key, stamp, *made)
+    except (OSError, BadOutput) as error:
+        if is_full(error):
+            raise disk_full(shelf.folder) from error
+        if isinstance(error, BadOutput):
+            raise
+        raise BadOutput(f"{shelf.folder}: cannot be written ({error.strerror or error}).") from error
+
+
+def attempt(
+    shelf: Shelf, key: str, stamp: str, make: Callable[[], Made], lost: Callable[[Exception | None], Made], name: str
+) -> None:
+    """Make something and keep it, unless it is there; or keep what `lost` says of the error that came (None: of a worker that died).
+
+    name: of what is made, for messages. Raises BadOutput if the disk is full, LynxError if memory is: neither is the item's fault,
+    nor would the next one fare better.
+    """
+    if shelf.value(key, stamp) is not None:
+        return
+    try:
+        made = make() if shelf.begin(key) else lost(None)
+    except Exception as error:  # one item must not end a run of hours; the result names it
+        if is_full(error):
+            raise disk_full(shelf.folder) from error
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+            raise LynxError(
+                f"{name}: out of memory; take smaller clips or fewer --workers, the same command goes on."
+            ) from error
+        made = lost(error)
+    keep(shelf, key, stamp, made)
