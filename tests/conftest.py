@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import pickle
 import socket
 from pathlib import Path
 
@@ -125,3 +126,19 @@ def tiny():
 
     small = {"num_frames": 5, "height": 64, "width": 64, "num_inference_steps": 2, "negative_prompt": "static"}
     return lambda **changes: GenerateConfig(**(small | changes))
+
+
+class Here:
+    """A pool of one, in this process: work and jobs travel as they would to a worker."""
+
+    def run(self, name, work, jobs, progress, *, use_gpus=False):  # noqa: ARG002 (the pool's signature)
+        do = pickle.loads(pickle.dumps(work)).open() if jobs else None
+        for number, job in enumerate(jobs, 1):
+            do(pickle.loads(pickle.dumps(job)))
+            progress(name, number, len(jobs))
+
+
+@pytest.fixture(scope="session")
+def here_pool():
+    """A `lynx_video.pool.Pool` that does its work in this process."""
+    return Here()

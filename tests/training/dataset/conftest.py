@@ -1,7 +1,6 @@
 """What the tests of the training-set builder share: drawn people, files made of them, and nano's models."""
 
 import dataclasses
-import pickle
 import random
 from contextlib import contextmanager
 from functools import partial
@@ -76,16 +75,6 @@ def look(shelve, nano):
     return scan
 
 
-class Here:
-    """A pool of one, in this process: a stage's work and jobs travel as they would to a worker."""
-
-    def run(self, name, work, jobs, progress, *, use_gpus=False):  # noqa: ARG002 (the pool's signature)
-        do = pickle.loads(pickle.dumps(work)).open() if jobs else None
-        for number, job in enumerate(jobs, 1):
-            do(pickle.loads(pickle.dumps(job)))
-            progress(name, number, len(jobs))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def quiet_libraries():
     """As the command line has it."""
@@ -93,13 +82,13 @@ def quiet_libraries():
 
 
 @pytest.fixture(scope="session")
-def build_here():
+def build_here(here_pool):
     """build_here(source, out, seed=1, ...) makes a set with nano, in this process; its card. Arguments of `build` go in `how`."""
     from lynx_video.training.dataset import build
 
     @contextmanager
     def here(workers=None, address=None):  # noqa: ARG001
-        yield Here()
+        yield here_pool
 
     def call(source, out, how=None, **settings):
         config = DatasetConfig(**({"same_person": 0.8} | settings))

@@ -1,0 +1,235 @@
+"""Making the clips of a grid: those that are missing, on all cores or a cluster. Killed and called again, it goes on.
+
+In the folder OUT:
+
+    manifest.jsonl                     which clip shows whom doing what, as `layouts` reads it
+    subjects/NAME/reference.png, ...   drawn people, where they are drawn
+    clips/NAME/PROMPT-sSEED.mp4        the clips, each with its settings
+    failures.jsonl                     clips that could not be made, and why
+    work/                              what the clips are made with, and what is done
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lynx_video.config import GenerateConfig
+from lynx_video.draft import draft
+from lynx_video.errors import BadOutput, BadRequest, Refused
+from lynx_video.evaluation.entry import Entry
+from lynx_video.evaluation.grid import CLIPS, Cell
+from lynx_video.pool import Pool, Progress
+from lynx_video.work import SETTINGS, WORK, Made, Shelf, attempt, claim_work
+
+if TYPE_CHECKING:
+    from lynx_video.pipeline.load import Blueprint
+    from lynx_video.safety import SafetyChecker
+    from lynx_video.types import Identity
+
+MANIFEST, FAILURES = "manifest.jsonl", "failures.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateWork:
+    """Jobs are cells of the grid. survey: describes the model; checker: loads the safety checker, if one is to look."""
+
+    survey: Callable[[], Blueprint]
+    config: GenerateConfig
+    shelf: Shelf
+    checker: Callable[[], SafetyChecker] | None = None
+
+    def open(self) -> Callable[[Cell], None]:
+        """Load the model."""
+        from lynx_video.media.video import write_video
+        from lynx_video.pipeline.generate import generate
+        from lynx_video.pipeline.identify import identify
+        from lynx_video.pipeline.load import assemble
+        from lynx_video.safety import check_frames
+
+        # The workers go from clip to clip, so nothing is freed in between.
+        config = replace(self.config, idle_models="offload" if self.config.idle_models == "free" else self.config.idle_models)
+        components = assemble(self.survey(), idle_models=config.idle_models)
+        checker = self.checker() if self.checker is not None else None
+        sitters: dict[Path, Identity] = {}
+
+        def make(cell: Cell) -> Made:
+            entry = cell.entry
+            if entry.reference not in sitters:
+                sitter = identify(components.faces, entry.reference, reference_size=components.defaults.reference_size)
+                if checker is not None:
+                    _check_portrait(checker, entry.reference)
+                sitters[entry.reference] = sitter.identity
+            clip = generate(
+                components,
+                sitters[entry.reference],
+                entry.prompt,
+                replace(config, seed=cell.noise),
+                facts={"portrait": entry.reference.name, "benchmark_key": entry.key},
+            )
+            if checker is not None:
+                check_frames(checker, clip.frames)
+            write_video(entry.clip, clip.frames, clip.fps, clip.settings)
+            return {"seconds": round(clip.seconds, 3)}, {}
+
+        def lost(error: Exception | None) -> Made:
+            if error is None:
+                return {"failure": "its worker died each time it was tried"}, {}
+            kind = "refused by the safety check: " if isinstance(error, Refused) else ""
+            return {"failure": kind + " ".join(str(error).split())[:300]}, {}
+
+        def do(cell: Cell) -> None:
+            attempt(self.shelf, job_key(cell.entry), stamp(cell), lambda: make(cell), lost, cell.entry.key)
+
+        return do
+
+
+def _check_portrait(checker: SafetyChecker, portrait: Path) -> None:
+    from lynx_video.media.image import read_picture
+    from lynx_video.safety import check_portrait
+
+    check_portrait(checker, read_picture(portrait))
+
+
+def job_key(entry: Entry) -> str:
+    """The entry's key as a file name."""
+    return hashlib.sha256(entry.key.encode()).hexdigest()[:24]
+
+
+def stamp(cell: Cell) -> str:
+    """What a clip is made from, besides the model and its settings."""
+    from lynx_video.media.image import file_hash
+
+    entry = cell.entry
+    return json.dumps([entry.prompt, cell.noise, file_hash(entry.reference)])
+
+
+def make_clips(
+    folder: Path,
+    cells: Sequence[Cell],
+    config: GenerateConfig,
+    *,
+    name: str,
+    survey: Callable[[], Blueprint],
+    pool: Pool,
+    checker: Callable[[], SafetyChecker] | None = None,
+    progress: Progress = lambda *_: None,
+) -> dict[str, Any]:
+    """Make the clips of the grid that `folder` lacks; facts of what it was made with, and what failed.
+
+    name: what the report calls the model. survey: describes it; pickled, called in every worker. A clip that is there, made from the
+    same prompt, photo and noise, is not made again. Raises BadOutput for a folder that was made with another model or settings, or
+    whose clips belong to another prompt or photo; BadRequest as `plan`.
+    """
+    from lynx_video.pipeline.generate import plan
+
+    blueprint = survey()
+    plan(blueprint, config)
+    folder = folder.absolute()
+    check_folder(folder)
+    made_with = settings(blueprint, config, name)
+    claim_work(folder / WORK, made_with)
+    _clear_drafts(folder / CLIPS)
+    write_manifest(folder, [cell.entry for cell in cells])
+    shelf = Shelf(folder=folder / WORK / "made", run=uuid.uuid4().hex)
+    stamps = {cell.entry.key: stamp(cell) for cell in cells}
+    waiting = []
+    for cell in cells:
+        done = shelf.value(job_key(cell.entry), stamps[cell.entry.key])
+        if done is None and cell.entry.clip.is_file():
+            _check_clip(cell)  # made, but its worker died before it noted so
+            shelf.save(job_key(cell.entry), stamps[cell.entry.key], {})
+        elif done is None or not ("failure" in done or cell.entry.clip.is_file()):
+            (shelf.folder / f"{job_key(cell.entry)}.safetensors").unlink(missing_ok=True)
+            waiting.append(cell)
+    work = GenerateWork(survey=survey, config=config, shelf=shelf, checker=checker)
+    pool.run("generating", work, waiting, progress, use_gpus=blueprint.device != "cpu")
+    failures = {}
+    for cell in cells:
+        value = shelf.value(job_key(cell.entry), stamps[cell.entry.key]) or {}
+        if "failure" in value:
+            failures[cell.entry.key] = value["failure"]
+    with draft(folder / FAILURES) as partial:
+        lines = [json.dumps({"key": key, "failure": text}) + "\n" for key, text in sorted(failures.items())]
+        partial.write_text("".join(lines), encoding="utf-8")
+    return {**made_with, "clips": len(cells), "made_now": len(waiting), "failures": len(failures)}
+
+
+def settings(blueprint: Blueprint, config: GenerateConfig, name: str) -> dict[str, Any]:
+    """What all clips of a folder are made with: the model, and the settings but for the seed."""
+    said = {key: sorted(v) if isinstance(v, frozenset) else v for key, v in asdict(config).items() if key != "seed"}
+    return {
+        "model": name,
+        "arm": blueprint.arm,
+        "base_hash": blueprint.base_hash,
+        "adapter_hash": blueprint.adapter_hash,
+        "torch_dtype": str(blueprint.dtype).removeprefix("torch."),
+        **said,
+    }
+
+
+def check_folder(folder: Path) -> None:
+    """Raises BadOutput for a file, a folder that cannot be written, and one that holds something else than a benchmark run."""
+    if folder.exists() and not folder.is_dir():
+        raise BadOutput(f"{folder} is a file; name a folder.")
+    nearest = next(one for one in (folder, *folder.parents) if one.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise BadOutput(f"{folder}: no permission to write in {nearest}.")
+    known = {MANIFEST, FAILURES, "subjects", CLIPS, WORK, "scores"}
+    if folder.is_dir() and not (folder / WORK / SETTINGS).is_file():
+        foreign = sorted(one.name for one in folder.iterdir() if one.name not in known)
+        if foreign:
+            raise BadOutput(f"{folder} holds {foreign[0]}, which no benchmark run puts there; take another folder.")
+
+
+def write_manifest(folder: Path, entries: Sequence[Entry]) -> None:
+    """Write `manifest.jsonl`; paths below the folder become relative to it, others absolute."""
+
+    def place(path: Path) -> str:
+        return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path.absolute())
+
+    lines = [
+        {
+            "clip": place(entry.clip),
+            "subject": entry.subject,
+            "reference": place(entry.reference),
+            "others": [place(other) for other in entry.others],
+            "prompt": entry.prompt,
+            "prompt_id": entry.prompt_id,
+            "seed": entry.seed,
+        }
+        for entry in entries
+    ]
+    with draft(folder / MANIFEST) as partial:
+        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+
+
+def _check_clip(cell: Cell) -> None:
+    """Raises BadOutput if the clip that is there was made from something else."""
+    from lynx_video.media.image import file_hash
+    from lynx_video.media.video import read_metadata
+
+    entry = cell.entry
+    try:
+        said = read_metadata(entry.clip)
+    except BadRequest as error:
+        raise BadOutput(f"{error} It is in the way of a clip to be made; remove it.") from error
+    expected = {"prompt": entry.prompt, "seed": cell.noise, "portrait_hash": file_hash(entry.reference)}
+    for name, value in expected.items():
+        if said.get(name) != value:
+            raise BadOutput(
+                f"{entry.clip} was made with another {name} ({said.get(name)!r}); remove it, or take another folder."
+            )
+
+
+def _clear_drafts(folder: Path) -> None:
+    """Remove what writers left that were killed."""
+    for file in folder.glob("*/.*"):
+        if file.is_file():
+            file.unlink(missing_ok=True)
