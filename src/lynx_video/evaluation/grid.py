@@ -52,42 +52,38 @@ class Subject:
     others: tuple[Path, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """A clip of the grid. noise: the seed of its noise, the same for every system and however large the grid is."""
-
-    entry: Entry
-    noise: int
-
-
-def cells(
+def entries(
     folder: Path, subjects: Sequence[Subject], prompts: Sequence[Prompt], seeds: int, extension: str = "mp4"
-) -> list[Cell]:
-    """All clips of a grid that lies in `folder`, subject by subject. Raises BadRequest for names that occur twice."""
+) -> list[Entry]:
+    """All clips of a grid that lies in `folder`, subject by subject.
+
+    The seed of each is of its own, the same for every system and however large the grid is. Raises BadRequest for names that occur
+    twice.
+    """
     for what, names in (("subject", [one.name for one in subjects]), ("prompt", [one.id for one in prompts])):
         twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
         if twice is not None:
             raise BadRequest(f"the {what} {twice!r} is there twice; each needs a name of its own.")
     return [
-        _cell(folder, subject, prompt, seed, extension) for subject in subjects for prompt in prompts for seed in range(seeds)
+        _entry(folder, subject, prompt, number, extension)
+        for subject in subjects
+        for prompt in prompts
+        for number in range(seeds)
     ]
 
 
-def _cell(folder: Path, subject: Subject, prompt: Prompt, number: int, extension: str) -> Cell:
+def _entry(folder: Path, subject: Subject, prompt: Prompt, number: int, extension: str) -> Entry:
     name = f"{prompt.id}-s{number}"
-    noise = int.from_bytes(hashlib.sha256(f"{subject.name}/{name}".encode()).digest()[:4], "big")
-    return Cell(
-        entry=Entry(
-            key=f"{subject.name}/{prompt.id}-s{noise}",
-            clip=folder / CLIPS / subject.name / f"{name}.{extension}",
-            subject=subject.name,
-            reference=subject.reference,
-            prompt=prompt.text,
-            prompt_id=prompt.id,
-            seed=noise,
-            others=subject.others,
-        ),
-        noise=noise,
+    seed = int.from_bytes(hashlib.sha256(f"{subject.name}/{name}".encode()).digest()[:4], "big")
+    return Entry(
+        key=f"{subject.name}/{prompt.id}-s{seed}",
+        clip=folder / CLIPS / subject.name / f"{name}.{extension}",
+        subject=subject.name,
+        reference=subject.reference,
+        prompt=prompt.text,
+        prompt_id=prompt.id,
+        seed=seed,
+        others=subject.others,
     )
 
 

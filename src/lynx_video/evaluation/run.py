@@ -24,7 +24,7 @@ from lynx_video.config import GenerateConfig
 from lynx_video.draft import draft
 from lynx_video.errors import BadOutput, BadRequest, Refused
 from lynx_video.evaluation.entry import Entry
-from lynx_video.evaluation.grid import CLIPS, Cell
+from lynx_video.evaluation.grid import CLIPS
 from lynx_video.pool import Pool, Progress
 from lynx_video.work import SETTINGS, WORK, Made, Shelf, attempt, claim_work
 
@@ -38,14 +38,14 @@ MANIFEST, FAILURES = "manifest.jsonl", "failures.jsonl"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateWork:
-    """Jobs are cells of the grid. survey: describes the model; checker: loads the safety checker, if one is to look."""
+    """Jobs are entries of the grid. survey: describes the model; checker: loads the safety checker, if one is to look."""
 
     survey: Callable[[], Blueprint]
     config: GenerateConfig
     shelf: Shelf
     checker: Callable[[], SafetyChecker] | None = None
 
-    def open(self) -> Callable[[Cell], None]:
+    def open(self) -> Callable[[Entry], None]:
         """Load the model."""
         from lynx_video.media.video import write_video
         from lynx_video.pipeline.generate import generate
@@ -59,8 +59,7 @@ class GenerateWork:
         checker = self.checker() if self.checker is not None else None
         sitters: dict[Path, Identity] = {}
 
-        def make(cell: Cell) -> Made:
-            entry = cell.entry
+        def make(entry: Entry) -> Made:
             if entry.reference not in sitters:
                 sitter = identify(components.faces, entry.reference, reference_size=components.defaults.reference_size)
                 if checker is not None:
@@ -70,7 +69,7 @@ class GenerateWork:
                 components,
                 sitters[entry.reference],
                 entry.prompt,
-                replace(config, seed=cell.noise),
+                replace(config, seed=seed_of(entry)),
                 facts={"portrait": entry.reference.name, "benchmark_key": entry.key},
             )
             if checker is not None:
@@ -84,8 +83,8 @@ class GenerateWork:
             kind = "refused by the safety check: " if isinstance(error, Refused) else ""
             return {"failure": kind + " ".join(str(error).split())[:300]}, {}
 
-        def do(cell: Cell) -> None:
-            attempt(self.shelf, job_key(cell.entry), stamp(cell), lambda: make(cell), lost, cell.entry.key)
+        def do(entry: Entry) -> None:
+            attempt(self.shelf, job_key(entry), stamp(entry), lambda: make(entry), lost, entry.key)
 
         return do
 
@@ -102,17 +101,22 @@ def job_key(entry: Entry) -> str:
     return hashlib.sha256(entry.key.encode()).hexdigest()[:24]
 
 
-def stamp(cell: Cell) -> str:
+def seed_of(entry: Entry) -> int:
+    """The entry's seed, which every entry of a grid has."""
+    assert entry.seed is not None
+    return entry.seed
+
+
+def stamp(entry: Entry) -> str:
     """What a clip is made from, besides the model and its settings."""
     from lynx_video.media.image import file_hash
 
-    entry = cell.entry
-    return json.dumps([entry.prompt, cell.noise, file_hash(entry.reference)])
+    return json.dumps([entry.prompt, entry.seed, file_hash(entry.reference)])
 
 
 def make_clips(
     folder: Path,
-    cells: Sequence[Cell],
+    entries: Sequence[Entry],
     config: GenerateConfig,
     *,
     name: str,
@@ -136,29 +140,29 @@ def make_clips(
     made_with = settings(blueprint, config, name)
     claim_work(folder / WORK, made_with)
     _clear_drafts(folder / CLIPS)
-    write_manifest(folder, [cell.entry for cell in cells])
+    write_manifest(folder, entries)
     shelf = Shelf(folder=folder / WORK / "made", run=uuid.uuid4().hex)
-    stamps = {cell.entry.key: stamp(cell) for cell in cells}
+    stamps = {entry.key: stamp(entry) for entry in entries}
     waiting = []
-    for cell in cells:
-        done = shelf.value(job_key(cell.entry), stamps[cell.entry.key])
-        if done is None and cell.entry.clip.is_file():
-            _check_clip(cell)  # made, but its worker died before it noted so
-            shelf.save(job_key(cell.entry), stamps[cell.entry.key], {})
-        elif done is None or not ("failure" in done or cell.entry.clip.is_file()):
-            (shelf.folder / f"{job_key(cell.entry)}.safetensors").unlink(missing_ok=True)
-            waiting.append(cell)
+    for entry in entries:
+        done = shelf.value(job_key(entry), stamps[entry.key])
+        if done is None and entry.clip.is_file():
+            _check_clip(entry)  # made, but its worker died before it noted so
+            shelf.save(job_key(entry), stamps[entry.key], {})
+        elif done is None or not ("failure" in done or entry.clip.is_file()):
+            (shelf.folder / f"{job_key(entry)}.safetensors").unlink(missing_ok=True)
+            waiting.append(entry)
     work = GenerateWork(survey=survey, config=config, shelf=shelf, checker=checker)
     pool.run("generating", work, waiting, progress, use_gpus=blueprint.device != "cpu")
     failures = {}
-    for cell in cells:
-        value = shelf.value(job_key(cell.entry), stamps[cell.entry.key]) or {}
+    for entry in entries:
+        value = shelf.value(job_key(entry), stamps[entry.key]) or {}
         if "failure" in value:
-            failures[cell.entry.key] = value["failure"]
+            failures[entry.key] = value["failure"]
     with draft(folder / FAILURES) as partial:
         lines = [json.dumps({"key": key, "failure": text}) + "\n" for key, text in sorted(failures.items())]
         partial.write_text("".join(lines), encoding="utf-8")
-    return {**made_with, "clips": len(cells), "made_now": len(waiting), "failures": len(failures)}
+    return {**made_with, "clips": len(entries), "made_now": len(waiting), "failures": len(failures)}
 
 
 def settings(blueprint: Blueprint, config: GenerateConfig, name: str) -> dict[str, Any]:
@@ -210,17 +214,16 @@ def write_manifest(folder: Path, entries: Sequence[Entry]) -> None:
         partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
-def _check_clip(cell: Cell) -> None:
+def _check_clip(entry: Entry) -> None:
     """Raises BadOutput if the clip that is there was made from something else."""
     from lynx_video.media.image import file_hash
     from lynx_video.media.video import read_metadata
 
-    entry = cell.entry
     try:
         said = read_metadata(entry.clip)
     except BadRequest as error:
         raise BadOutput(f"{error} It is in the way of a clip to be made; remove it.") from error
-    expected = {"prompt": entry.prompt, "seed": cell.noise, "portrait_hash": file_hash(entry.reference)}
+    expected = {"prompt": entry.prompt, "seed": entry.seed, "portrait_hash": file_hash(entry.reference)}
     for name, value in expected.items():
         if said.get(name) != value:
             raise BadOutput(
