@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from lynx_video.evaluation.grid import GridConfig
 from lynx_video.training.config import TrainConfig
 
 
@@ -65,6 +66,20 @@ def nano_video() -> TrainConfig:
     return replace(nano_image(), stage="video", steps=1000, tokens=4480, matrix_rate=2.5e-3, average=0.997, decay=0.7)
 
 
+def paper_grid() -> GridConfig:
+    """The paper's size, 40 subjects x 20 prompts = 800 clips: lynx-video evaluate run OUT.
+
+    Nano: about 20 minutes on two CPU cores. The 14B model: 800 times what one clip takes.
+    """
+    return GridConfig()
+
+
+def quick_grid() -> GridConfig:
+    """8 subjects x 5 prompts = 40 clips, to see that everything works: lynx-video evaluate run OUT --grid quick. Nano: a minute."""
+    return GridConfig(people=8, tasks=5)
+
+
+EVALUATION: dict[str, Callable[[], GridConfig]] = {"paper": paper_grid, "quick": quick_grid}
 TRAINING: dict[str, Callable[[], TrainConfig]] = {
     "lynx-image": lynx_image,
     "lynx-video": lynx_video,

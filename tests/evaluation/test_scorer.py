@@ -1,9 +1,11 @@
 """Scores of whole files: planted clips get what is known of them, and nothing but the clip changes its numbers."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+from planted import filmed
 
 from lynx_video.errors import BadRequest
 from lynx_video.evaluation.config import ScoreConfig
@@ -145,12 +147,9 @@ def test_on_two_ray_workers_the_numbers_are_the_same(planted, score, scored, ray
 
 
 def test_a_changed_clip_is_scored_anew(planted, score, tmp_path):
-    from conftest import filmed
     from lynx_video.media.video import write_video
 
     entries = [one for one in read_folder(planted)[0] if one.prompt_id == "honest-0-0"]
-    from dataclasses import replace
-
     copy = tmp_path / "clip.mp4"
     copy.write_bytes(entries[0].clip.read_bytes())
     mine = [replace(entries[0], clip=copy)]

@@ -21,6 +21,7 @@ from lynx_video.cli.doctor import doctor
 from lynx_video.cli.download import download
 from lynx_video.cli.draw import draw
 from lynx_video.cli.enroll import enroll
+from lynx_video.cli.evaluate import evaluate
 from lynx_video.cli.faces import faces
 from lynx_video.cli.generate import generate
 from lynx_video.cli.train import train, train_report
@@ -40,7 +41,7 @@ def commands() -> None:
     """Video of a real person from one photo."""
 
 
-for _command in (generate, demo, faces, enroll, download, doctor, dataset, train, train_report):
+for _command in (generate, demo, faces, enroll, download, doctor, dataset, train, train_report, evaluate):
     commands.add_command(_command)
 dataset.add_command(draw)
 

@@ -85,13 +85,13 @@ def read_folder(
     for given, fits, kind in ((manifest, Path.is_file, "manifest"), (references, Path.is_dir, "folder of reference photos")):
         if given is not None and not fits(given):
             raise BadData(f"{given} is {'something else' if given.exists() else 'not there'}; expected a {kind}.")
+    found = _clips(folder)
+    if not found:
+        raise BadData(f"{folder} has no clips in it; looked there and below for files ending in {', '.join(sorted(CLIPS))}.")
     if layout == "auto":
         layout = tell_layout(folder, manifest=manifest)
     if layout not in LAYOUTS:
         raise BadData(f"The layout {layout!r} is unknown; expected auto, {_LOOKED_FOR}.")
-    found = _clips(folder)
-    if not found:
-        raise BadData(f"{folder} has no clips in it; looked there and below for files ending in {', '.join(sorted(CLIPS))}.")
     reader = {"lynx": _read_lynx, "opens2v": _read_opens2v, "consisid": _read_consisid}[layout]
     entries: dict[str, Entry] = {}
     problems: list[Problem] = []

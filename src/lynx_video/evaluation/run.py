@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_video.config import GenerateConfig
 from lynx_video.draft import draft
-from lynx_video.errors import BadOutput, BadRequest, Refused
+from lynx_video.errors import BadOutput, BadRequest, BadWeights, MissingDependency, Refused
 from lynx_video.evaluation.entry import Entry
 from lynx_video.evaluation.grid import CLIPS
 from lynx_video.pool import Pool, Progress
@@ -78,6 +78,8 @@ class GenerateWork:
             return {"seconds": round(clip.seconds, 3)}, {}
 
         def lost(error: Exception | None) -> Made:
+            if isinstance(error, (BadWeights, MissingDependency)):  # the next clip would fare no better
+                raise error
             if error is None:
                 return {"failure": "its worker died each time it was tried"}, {}
             kind = "refused by the safety check: " if isinstance(error, Refused) else ""

@@ -277,12 +277,15 @@ class ScoreWork:
         if self.config.clip_model is not None:
             from lynx_video.evaluation.metrics.text import ClipScorer
 
-            scorer.clip_model = ClipScorer(self.config.clip_model)
+            scorer.clip_model = clip_model = ClipScorer(self.config.clip_model)
+            clip_model.load()
 
         def do(job: tuple[str, str, Entry]) -> None:
             key, stamp, entry = job
 
             def lost(error: Exception | None) -> Made:
+                if isinstance(error, (BadWeights, MissingDependency)):  # the next clip would fare no better
+                    raise error
                 what = "its worker died each time it was tried" if error is None else f"{type(error).__name__}: {error}"
                 return replace(blank(entry), failure=f"could not be scored: {' '.join(what.split())[:300]}").to_json(), {}
 
@@ -306,6 +309,8 @@ def score_clips(
 
     faces: opens the face models, in every worker. extra: recognisers as `open_recognisers` takes them. Raises as it does.
     """
+    from lynx_video.evaluation.metrics.text import ClipScorer
+
     config = config or ScoreConfig()
     opened = faces()
     recognisers, cautions = open_recognisers(opened, extra)
@@ -317,7 +322,7 @@ def score_clips(
         "conditioned": recognisers.conditioned,
         "probe": probe is not None,
         "frames": config.frames,
-        "clip_model": config.clip_model,
+        "clip_model": config.clip_model and {"name": config.clip_model, "sha256": ClipScorer(config.clip_model).hash},
     }
     signature = json.dumps(judged_by, sort_keys=True)
     shelf = Shelf(folder=shelf_folder.absolute(), run=uuid.uuid4().hex)

@@ -34,6 +34,8 @@ ROLLED_DEGREES = 35.0  # the crop is turned upright again, but detectors place p
 EDGE_PIXELS = 1.0  # a box this near to the edge is taken to go on beyond it
 LOW_SCORE = 0.65  # detectors here start at 0.5 and 0.6; a clear frontal face has 0.75 and more
 _NOSE_DEPTH = 0.42  # how far the nose tip stands out before eyes and mouth, in eye distances (27 of 63 mm, adult mean)
+_FACE_HEIGHT = 1.15  # from the eyes to the mouth, in eye distances, as in the ArcFace template
+_NOSE_HEIGHT = 0.495  # how far down from the eyes to the mouth the nose tip lies in a frontal face, in the same template
 
 
 def face_warnings(image: Picture, face: Face) -> list[str]:
@@ -113,6 +115,20 @@ def yaw_of(points: ArrayLike) -> float:
     distance = float(np.dot(right_eye - left_eye, across))
     offset = float(np.dot(nose - middle, across))
     return math.degrees(math.atan2(offset / _NOSE_DEPTH, max(distance, 1e-9)))
+
+
+def pitch_of(points: ArrayLike) -> float:
+    """How far the head nods, in degrees: 0 from the front, positive with the nose down.
+
+    From where the nose lies between the eyes and the mouth, along the line that joins their middles. Rougher than `yaw_of`: faces
+    differ by some 10 degrees, and a smile, which lifts the corners of the mouth, counts as a nod; what is told is a change.
+    """
+    left_eye, right_eye, nose, left_mouth, right_mouth = require_points(points).astype(np.float64)
+    middle, chin = (left_eye + right_eye) / 2, (left_mouth + right_mouth) / 2
+    distance = float(np.linalg.norm(chin - middle))
+    offset = float(np.dot(nose - middle, chin - middle)) / max(distance, 1e-9)
+    # Both shrink alike with the nod; what the nose moves beyond its place in a frontal face is its depth times the sine.
+    return math.degrees(math.atan2((offset - _NOSE_HEIGHT * distance) / (_NOSE_DEPTH / _FACE_HEIGHT), max(distance, 1e-9)))
 
 
 def roll_of(points: ArrayLike) -> float:

@@ -31,7 +31,9 @@ METRICS: dict[str, Metric] = {
         worst=0.0,
     ),
     "worst_tenth": Metric(
-        label="worst tenth", text="Mean of the lowest tenth of the frames' cosines (at least one frame).", worst=0.0
+        label="worst tenth",
+        text="Mean of the lowest tenth of the frames' cosines (a tenth rounded down, at least one).",
+        worst=0.0,
     ),
     "coverage": Metric(label="coverage", text="Share of the frames in which a face was found.", worst=0.0),
     "kept": Metric(
@@ -50,17 +52,26 @@ METRICS: dict[str, Metric] = {
     ),
     "pasted": Metric(
         label="copying, pixels",
-        text="Structural similarity (SSIM) of the aligned face with that of the reference photo, at the same sharpness, mean over frames.",
+        text="Structural similarity (SSIM) of the aligned face with that of the reference photo, mean over frames; at the same "
+        "sharpness, the photo laid over the frame. 1: the photo's own pixels.",
         better="low",
     ),
     "frontal": Metric(
-        label="frontal frames", text="Share of the frames with a face in which it is turned by less than 15 degrees.", better=""
+        label="frontal frames",
+        text="Share of the frames with a face in which it is turned aside by less than 15 degrees.",
+        better="",
     ),
     "yaw_spread": Metric(label="spread of yaw", text="Standard deviation of the head's turn, in degrees.", better=""),
-    "pitch_spread": Metric(label="spread of pitch", text="Standard deviation of the head's nod, in degrees.", better=""),
+    "pitch_spread": Metric(
+        label="spread of pitch",
+        text="Standard deviation of the head's nod, in degrees (rough). Means nothing for drawn heads.",
+        better="",
+    ),
     "face_size": Metric(label="face size", text="Area of the face's box over that of the frame, mean.", better=""),
     "motion_amount": Metric(
-        label="motion amount", text="Mean length of the optical flow (Farneback), in frame heights per second.", better=""
+        label="motion amount",
+        text="Mean length of the optical flow (Farneback), in heights per second, seen 256 px high.",
+        better="",
     ),
     "flicker": Metric(
         label="flicker",

@@ -43,7 +43,8 @@ def motion_amount(frames: Video, fps: float) -> Score:
 
     Dense flow by Farneback 2003 on grey values at a height of 256 px (proportions kept): pyramid of 3 levels, each half the one
     below, window 15 px, 3 iterations, polynomials over 5 px with a sigma of 1.2, OpenCV's example values, which OpenS2V-Eval uses
-    too. n: pairs of frames. One frame has no motion: None. Raises BadRequest for a rate that is not above 0.
+    too. Smooth areas show less motion than they have, those of one colour none.
+    n: pairs of frames. One frame has no motion: None. Raises BadRequest for a rate that is not above 0.
     """
     import cv2
 
@@ -65,8 +66,8 @@ def motion_amount(frames: Video, fps: float) -> Score:
 def flicker(frames: Video) -> Score:
     """Mean difference of a frame from the mean of its two neighbours, over pixels and colours, 0 to 1 of full scale.
 
-    Steady motion and a slow change of light leave little of it; frames out of order, noise and jumps much.
-    n: the frames with two neighbours. Fewer than three frames: None.
+    Steady motion and a slow change of light leave little of it; frames out of order, noise and jumps much. Fast motion counts too:
+    compare clips of like motion. n: the frames with two neighbours. Fewer than three frames: None.
     """
     if len(frames) < 3:
         return Score(value=None, n=0, reason="fewer than three frames" if len(frames) else "no frames")

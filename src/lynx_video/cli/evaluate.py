@@ -1,0 +1,331 @@
+"""`lynx-video evaluate`: make the clips of a benchmark, score any folder of clips, compare systems."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+from click.core import ParameterSource
+
+from lynx_video.cli.console import Console, hush_libraries, resumable
+from lynx_video.cli.flags import FaceFlags, ModelFlags, ModelName, WorkFlags, absolute
+from lynx_video.cli.options import options
+from lynx_video.config import GenerateConfig
+from lynx_video.errors import BadRequest
+from lynx_video.evaluation.config import ScoreConfig
+from lynx_video.evaluation.grid import GridConfig
+from lynx_video.evaluation.metrics.judge import JudgeConfig
+from lynx_video.presets import EVALUATION
+
+if TYPE_CHECKING:
+    from lynx_video.evaluation.assessment import Result
+    from lynx_video.evaluation.compare import Comparison
+    from lynx_video.evaluation.entry import Entry
+    from lynx_video.pipeline.load import Blueprint
+    from lynx_video.safety import SafetyChecker
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreFlags:
+    """Who scores."""
+
+    recogniser: tuple[str, ...] = ()
+    "further face recogniser, FILE.onnx or NAME=FILE.onnx (ArcFace of insightface, CurricularFace); may be given several times"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFlags:
+    """Which clips."""
+
+    grid: Literal["paper", "quick"] = "paper"
+    "the grid: paper (40 subjects x 20 prompts = 800 clips) or quick (8 x 5 = 40); the options below change it"
+    clips_only: bool = False
+    "make the clips and do not score them"
+    ext: Literal["mp4", "webp"] = "mp4"
+    "kind of file"
+    system: str = ""
+    "what the report calls this system; the model's name and what differs from its defaults, if not given"
+    safety_checker: str = "auto"
+    "picture classifier for portraits and frames: auto (real models need it), off, or its folder"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FolderFlags:
+    """Which clips, and how they lie there."""
+
+    output: Path | None = field(default=None, metadata={"flags": ("-o",)})
+    "folder of the results; FOLDER/scores by default"
+    layout: Literal["auto", "lynx", "opens2v", "consisid"] = "auto"
+    "how the folder is laid out: ours, OpenS2V-Eval's or ConsisID's"
+    manifest: Path | None = None
+    "file that says which clip shows whom doing what, if it is not in the folder"
+    references: Path | None = None
+    "folder of the reference photos, if they are not in it"
+    model: ModelName | None = None
+    "whose face models score: lynx-full (photographs) or nano (drawn people); by default the folder's own model, else lynx-full"
+    models: Path = Path("models")
+    "folder of the downloaded models"
+    face_detector: Path | None = None
+    "face detector instead of the model's own: SCRFD (folder or .onnx) or YuNet (.onnx)"
+    system: str = ""
+    "what the report calls what made the clips; the folder's name by default"
+
+
+@click.group()
+def evaluate() -> None:
+    """Know how much it is them: score clips of this or any other system, on one page with intervals."""
+
+
+@evaluate.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@options(RunFlags, GridConfig, ModelFlags, GenerateConfig, FaceFlags, ScoreFlags, ScoreConfig, JudgeConfig, WorkFlags)
+def run(
+    out: Path,
+    flags: RunFlags,
+    grid: GridConfig,
+    model: ModelFlags,
+    config: GenerateConfig,
+    face: FaceFlags,
+    score_flags: ScoreFlags,
+    score_config: ScoreConfig,
+    judge: JudgeConfig,
+    work: WorkFlags,
+) -> None:
+    """Make the clips of a grid of subjects, prompts and seeds in the folder OUT, those that are missing, and score them.
+
+    \b
+    lynx-video evaluate run OUT                        nano, 40 drawn people x 20 prompts
+    lynx-video evaluate run OUT --model lynx-full --subjects PHOTOS --judge-url URL --judge-model NAME
+
+    Killed and given again, the command goes on where it was.
+    """
+    console = Console(quiet=work.quiet, as_json=work.json)
+    grid = _grid(flags, grid)
+    drawn = model.model.startswith("nano") and model.base_model_path is None
+    if grid.subjects is None and not drawn:
+        raise BadRequest("say whose clips: --subjects FOLDER, with a photo for each; only nano can draw its subjects.")
+    if face.face_record is not None or face.face_index is not None:
+        raise BadRequest(
+            "--face-record and --face-index belong to one portrait; in a benchmark the largest face of each counts."
+        )
+    hush_libraries()
+    from lynx_video.cli.models import survey_model
+    from lynx_video.evaluation.run import make_clips
+    from lynx_video.pool import open_pool
+
+    grid_entries, cautions = _entries(out.absolute(), grid, flags.ext, drawn=drawn)
+    model = replace(
+        model,
+        models=model.models.absolute(),
+        base_model_path=model.base_model_path and absolute(model.base_model_path),
+        adapter_path=tuple(map(absolute, model.adapter_path)),
+    )
+    face = replace(
+        face,
+        face_detector=face.face_detector and face.face_detector.absolute(),
+        arcface=face.arcface and face.arcface.absolute(),
+    )
+    survey = partial(survey_model, model, face, config)
+    blueprint = survey()
+    for caution in (*blueprint.cautions, *cautions):
+        console.warn(caution)
+    checker = _checker(flags, model, blueprint)
+    with resumable(silent=console.silent) as progress, open_pool(work.workers, work.ray_address) as pool:
+        facts = make_clips(
+            out, grid_entries, config, name=model.model, survey=survey, pool=pool, checker=checker, progress=progress
+        )
+    if facts["failures"]:
+        console.warn(f"{facts['failures']} of {facts['clips']} clips could not be made; why is in {out / 'failures.jsonl'}.")
+    if flags.clips_only:
+        console.result(
+            f"{out}: {facts['clips'] - facts['failures']} clips, {facts['made_now']} made now", {**facts, "output": str(out)}
+        )
+        return
+    own = FolderFlags(model=model.model, models=model.models, face_detector=face.face_detector, system=flags.system)
+    _score(out, own, score_flags, score_config, judge, work, console)
+
+
+@evaluate.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@options(FolderFlags, ScoreFlags, ScoreConfig, JudgeConfig, WorkFlags)
+def score(
+    folder: Path,
+    flags: FolderFlags,
+    score_flags: ScoreFlags,
+    score_config: ScoreConfig,
+    judge: JudgeConfig,
+    work: WorkFlags,
+) -> None:
+    """Score the clips in FOLDER, whoever made them.
+
+    The folder says itself what it holds (manifest.jsonl), or is laid out as OpenS2V-Eval or ConsisID have it. What is scored already
+    is not scored again.
+    """
+    console = Console(quiet=work.quiet, as_json=work.json)
+    if flags.system == "":
+        flags = replace(flags, system=folder.resolve().name)
+    hush_libraries()
+    _score(folder, flags, score_flags, score_config, judge, work, console)
+
+
+@evaluate.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path), required=True)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("comparison"), show_default=True, help="folder of the page"
+)
+@click.option("--quiet", is_flag=True, help="say nothing but the result and warnings")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object on stdout instead of the tables")
+def compare(folders: tuple[Path, ...], output: Path, quiet: bool, as_json: bool) -> None:
+    """Compare scored systems clip by clip, the first of FOLDERS with each other one: differences, ranks, a page.
+
+    FOLDERS are those of `evaluate run` or `evaluate score`, or of their results.
+    """
+    console = Console(quiet=quiet, as_json=as_json)
+    from lynx_video.evaluation import compare as comparing
+    from lynx_video.evaluation.compare_page import write_compare_page
+
+    if output.exists() and not output.is_dir():
+        raise BadRequest(f"{output} is a file; name a folder for the comparison.")
+    found = comparing.compare([_results(folder) for folder in folders])
+    comparing.write_comparison(found, output)
+    write_compare_page(found, output / "comparison.html")
+    console.result(f"{_comparison(found)}\n{output / 'comparison.html'}", {"output": str(output), **found.to_json()})
+
+
+def _comparison(found: Comparison) -> str:
+    """For each axis every system's mean and place, and how the later ones differ from the first."""
+    lines = []
+    for axis in found.axes:
+        if not axis.measure:
+            continue
+        lines.append(axis.label)
+        for system in found.systems:
+            place = found.ranks.get(axis.measure, {}).get(system.name)
+            lines.append(f"  {system.name}: {found.of_axis(axis, system)}" + (f"; place {place}" if place else ""))
+            if system.name in found.differences:
+                lines.append(
+                    f"    difference from {found.systems[0].name}: {found.differences[system.name][axis.measure].mean}"
+                )
+    return "\n".join(lines)
+
+
+def _results(folder: Path) -> Path:
+    """The folder of the results: the one that was named, or `scores` in it."""
+    inner = folder / "scores"
+    return inner if (inner / "scores.jsonl").is_file() and not (folder / "scores.jsonl").is_file() else folder
+
+
+def _grid(flags: RunFlags, given: GridConfig) -> GridConfig:
+    """The preset's grid, with those settings replaced that were named on the command line."""
+    context = click.get_current_context()
+    named = [one.name for one in fields(GridConfig) if context.get_parameter_source(one.name) is ParameterSource.COMMANDLINE]
+    return replace(EVALUATION[flags.grid](), **{name: getattr(given, name) for name in named})
+
+
+def _entries(out: Path, grid: GridConfig, extension: str, *, drawn: bool) -> tuple[list[Entry], list[str]]:
+    """The clips of the grid, and what is odd about it."""
+    import numpy as np
+
+    from lynx_video.evaluation.grid import draw_subjects, entries, read_subjects
+    from lynx_video.evaluation.prompts import NANO_PROMPTS, PROMPTS, read_prompts
+    from lynx_video.evaluation.run import check_folder
+
+    check_folder(out)
+    prompts = read_prompts(grid.prompts) if grid.prompts is not None else NANO_PROMPTS if drawn else PROMPTS
+    cautions = []
+    if grid.tasks < len(prompts):
+        prompts = tuple(prompts[i] for i in np.linspace(0, len(prompts) - 1, grid.tasks).round().astype(int))
+    if grid.subjects is None:
+        subjects = draw_subjects(out, grid.people)
+    else:
+        subjects = read_subjects(grid.subjects.absolute())
+        if len(subjects) < grid.people:
+            cautions.append(f"{grid.subjects} has {len(subjects)} subjects, the grid asks for {grid.people}.")
+        subjects = subjects[: grid.people]
+    return entries(out, subjects, prompts, grid.seeds, extension), cautions
+
+
+def _checker(flags: RunFlags, model: ModelFlags, blueprint: Blueprint) -> Any:
+    """What loads the safety checker in a worker; None where none is to look."""
+    from lynx_video.cli.generate import REAL_WIDTH
+    from lynx_video.pipeline.models import MODELS
+    from lynx_video.safety import resolve_safety
+
+    own = model.base_model_path is None and not MODELS[model.model].needs_safety_checker
+    real = blueprint.shape.width >= REAL_WIDTH and not own
+    if resolve_safety(flags.safety_checker, real, model.models) is None:
+        return None
+    return partial(_load_checker, flags.safety_checker, real, model.models)
+
+
+def _load_checker(name: str, real: bool, models: Path) -> SafetyChecker | None:
+    from lynx_video.safety import resolve_safety
+
+    return resolve_safety(name, real, models)
+
+
+def _score(
+    folder: Path,
+    flags: FolderFlags,
+    score_flags: ScoreFlags,
+    score_config: ScoreConfig,
+    judge: JudgeConfig,
+    work: WorkFlags,
+    console: Console,
+) -> None:
+    """Score a folder, write the results, and say the most important of them."""
+    from lynx_video.evaluation.assessment import REPORT, Request, assess, made_with, table
+    from lynx_video.evaluation.scorer import open_faces
+    from lynx_video.pipeline.models import MODELS
+    from lynx_video.pool import open_pool
+
+    facts = made_with(folder)
+    name = flags.model or facts.get("model")
+    name = name if name in MODELS else "lynx-full"
+    request = Request(
+        folder=folder,
+        output=flags.output or folder / "scores",
+        faces=partial(open_faces, name, flags.models.absolute(), flags.face_detector and flags.face_detector.absolute()),
+        layout=flags.layout,
+        manifest=flags.manifest,
+        references=flags.references,
+        extra=tuple(map(_named_file, score_flags.recogniser)),
+        probe=MODELS[name].probe,
+        config=score_config,
+        judge=judge,
+        system=flags.system or _system(facts),
+        made_with=facts,
+        command=shlex.join(["lynx-video", *sys.argv[1:]]),
+    )
+    with resumable(silent=console.silent) as progress, open_pool(work.workers, work.ray_address) as pool:
+        result = assess(request, pool, progress)
+    for caution in result.cautions:
+        console.warn(caution)
+    console.result(f"{table(result.summary)}\n{request.output / REPORT}", _facts(request.output, result))
+
+
+def _named_file(text: str) -> str:
+    """FILE or NAME=FILE with an absolute path."""
+    name, equals, file = text.rpartition("=")
+    return f"{name}{equals}{absolute(file)}"
+
+
+def _facts(output: Path, result: Result) -> dict[str, Any]:
+    return {"output": str(output), "problems": [asdict(one) for one in result.problems], **result.summary.to_json()}
+
+
+def _system(facts: dict[str, Any]) -> str:
+    """The model's name, and what differs from its defaults."""
+    plain = asdict(GenerateConfig())
+    differs = {
+        key: value
+        for key, value in facts.items()
+        if key in plain and key not in ("seed", "idle_models") and value != plain[key]
+    }
+    said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in differs.items())
+    return f"{facts.get('model', '')} ({said})" if said else str(facts.get("model", ""))
