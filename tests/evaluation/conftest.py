@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+from endpoint import endpoint  # noqa: F401 (a fixture)
 from planted import plant
 
 

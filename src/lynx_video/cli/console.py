@@ -76,7 +76,7 @@ def bars(*, silent: bool) -> Iterator[Callable[[str, int, int], None]]:
         if stage not in drawn:
             for bar in drawn.values():
                 bar.close()
-            drawn[stage] = tqdm(total=total, desc=stage, unit="item", file=sys.stderr, disable=silent)
+            drawn[stage] = tqdm(total=total, desc=stage, unit="item", file=sys.stderr, disable=silent or not total)
         drawn[stage].update(done - drawn[stage].n)
 
     try:

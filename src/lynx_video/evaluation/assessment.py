@@ -143,9 +143,10 @@ def _judge(
     waiting = [record for record in records if not record.failure or record.frames]
     found = {}
     with Judge(config, cache) as judge:
-        judge.check()
-        progress("judging", 0, len(waiting))
         clips = [Clip(hash=one.sha256, prompt=one.prompt, read=partial(read_video, one.clip)) for one in waiting]
+        if not all(map(judge.has, clips)):
+            judge.check()
+        progress("judging", 0, len(waiting))
         for number, (record, verdict) in enumerate(zip(waiting, judge_all(judge, clips), strict=True), 1):
             found[record.key] = verdict.scores
             progress("judging", number, len(waiting))

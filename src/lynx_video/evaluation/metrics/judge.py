@@ -37,6 +37,8 @@ RUBRIC = Path(__file__).parents[1] / "rubric.md"
 TEMPERATURE = 0.7
 RETRIES = 2
 """How often the client repeats a request after 408, 409, 429, 5xx, a timeout or a lost connection."""
+MOST_SILENT = 12
+"""So many timeouts in a row end a run: with the defaults that is half an hour without a word."""
 CONNECT_SECONDS = 10.0
 NO_KEY = "none"
 """Sent where the environment has no key; servers on one's own machine ask for none."""
@@ -138,6 +140,7 @@ class Judge:
         self._busy: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         self._answered = False
+        self._silent = 0  # questions in a row that timed out
         self._end: LynxError | None = None
 
     def __enter__(self) -> Judge:
@@ -168,6 +171,11 @@ class Judge:
     def __call__(self, frames: Video, fps: float, prompt: str, clip_hash: str) -> Verdict:
         """The verdict on uint8 [F, H, W, 3]; see `judge`."""
         return self.judge(Clip(hash=clip_hash, prompt=prompt, read=lambda: (frames, fps)))
+
+    def has(self, clip: Clip) -> bool:
+        """Whether all votes on a clip are kept from before, so that nobody need be asked."""
+        keys = [self._key_of(clip, number) for number in range(self.config.judge_votes)]
+        return all(self._shelf.value(key, key) is not None for key in keys)
 
     def judge(self, clip: Clip) -> Verdict:
         """All votes on a clip, those that are kept from before taken from there, and their mean.
@@ -261,7 +269,7 @@ class Judge:
             answer, trouble = self._send(lambda: create(model=self.model, messages=messages, **sent))  # noqa: B023 (called at once)
             if trouble is None:
                 if isinstance(getattr(answer, "choices", None), list):
-                    self._answered = True
+                    self._answered, self._silent = True, 0
                     return self._read(answer)
                 trouble = Trouble(failure=NO_CHAT, detail=str(answer))
             unknown = {name for name in sent if trouble.status in (400, 422) and re.search(rf"\b{name}\b", trouble.detail)}
@@ -294,7 +302,13 @@ class Judge:
         """Raise, here and in all threads, if no other request would fare better. What the endpoint says of a key is not repeated."""
         where, status = f"the judge at {self.url}", trouble.status
         end: LynxError | None = None
-        if trouble.failure == UNREACHABLE:
+        self._silent = self._silent + 1 if trouble.failure == TIMED_OUT else 0
+        if self._silent >= MOST_SILENT:
+            end = LynxError(
+                f"{where} did not answer {MOST_SILENT} questions one after the other within {self.config.judge_timeout:g} s each: "
+                "give it more with --judge-timeout, or fewer at a time with --judge-parallel; what is judged already is kept."
+            )
+        elif trouble.failure == UNREACHABLE:
             end = LynxError(
                 f"{where} can't be reached ({self._clean(trouble.detail)}): start it, or correct --judge-url; "
                 "what is judged already is kept."

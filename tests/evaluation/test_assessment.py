@@ -1,0 +1,142 @@
+"""A folder becomes numbers and a page: with a judge, without, twice, in any order; what is wrong is counted, never averaged away."""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lynx_video.errors import BadOutput, BadRequest, LynxError, MissingDependency
+from lynx_video.evaluation.assessment import Request, assess, table
+from lynx_video.evaluation.metrics.judge import JudgeConfig
+from lynx_video.evaluation.scorer import open_faces
+from lynx_video.pipeline.models import MODELS
+
+
+@pytest.fixture
+def request_of(planted, tmp_path):
+    def make(**changes):
+        settings = {
+            "folder": planted,
+            "output": tmp_path / "scores",
+            "faces": partial(open_faces, "nano", Path("models")),
+            "probe": MODELS["nano"].probe,
+            "system": "planted",
+        }
+        return Request(**(settings | changes))
+
+    return make
+
+
+def results(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def test_every_planted_fault_is_counted(request_of, here_pool, tmp_path):
+    result = assess(request_of(), here_pool)
+    summary = result.summary
+    assert summary.clips == 16
+    assert sum(summary.failures.values()) == summary.failed == 4
+    assert {reason.split(":")[0] for reason in summary.failures} == {
+        "does not decode", "no frame has a face", "the clip is not there",
+    }  # fmt: skip
+    similarity = summary.metrics["similarity/nano judge"]
+    # "nobody" has no face in its reference: left out; the four that failed count as 0
+    assert (similarity.n, similarity.worst, similarity.left_out) == (15, 4, 1)
+    records = [json.loads(line) for line in (tmp_path / "scores" / "scores.jsonl").read_text().splitlines()]
+    told = [record["scores"]["similarity/nano judge"] for record in records if record["scores"].get("similarity/nano judge")]
+    assert similarity.mean == pytest.approx(sum(told) / 15, abs=1e-5)
+    assert [problem.reason for problem in result.problems] == ["missing clip"]
+    assert "1 problems" in result.cautions[0] or "missing clip" in result.cautions[0]
+    text = table(summary)
+    assert "n = 15 of 3 subjects, 4 of them failed and counted as the worst, 1 left out" in text
+    assert text.count("failed: 1 x ") == 4
+    page = (tmp_path / "scores" / "report.html").read_text()
+    for name in ("cut", "text", "empty", "gone", "nobody"):
+        assert name in page
+    before = results(tmp_path / "scores")
+    shutil.rmtree(tmp_path / "scores" / "work")
+    assess(request_of(), here_pool)
+    assert results(tmp_path / "scores") == before, "scored anew, the same bytes"
+
+
+def judged(endpoint, **changes):
+    return JudgeConfig(**({"judge_url": endpoint.url, "judge_model": "eye", "judge_key": "NO_KEY_AT_ALL"} | changes))
+
+
+def test_a_judge_takes_the_place_of_the_probes(request_of, here_pool, endpoint):
+    def reply(_, number):
+        return (200, "I would rather not.") if number % 5 == 4 else (200, dict.fromkeys(NAMES, 0.5))
+
+    endpoint.reply = reply
+    result = assess(request_of(judge=judged(endpoint)), here_pool)
+    axes = {axis.name: axis for axis in result.summary.axes}
+    assert {axes[name].measure for name in ("prompt", "aesthetics", "motion", "quality")} == {f"judge/{name}" for name in NAMES}
+    # 13 of 16 clips decode (one of them twice: the same bytes are asked for once), 3 votes each; what does not decode is not sent
+    aesthetics = result.summary.metrics["judge/aesthetics"]
+    assert (aesthetics.n, aesthetics.worst) == (16, 3)
+    assert aesthetics.mean == pytest.approx(0.5 * 13 / 16)
+    tally = result.summary.about["judge"]
+    prose = sum(number % 5 == 4 for number in range(len(endpoint.asked)))
+    assert tally["requests"] == len(endpoint.asked)
+    assert set(tally["failures"]) == {"answered prose"}
+    assert tally["failures"]["answered prose"] >= prose > 0
+    endpoint.reply = lambda *_: (200, dict.fromkeys(NAMES, 0.5))
+    asked = len(endpoint.asked)
+    assess(request_of(judge=judged(endpoint)), here_pool)
+    assert len(endpoint.asked) - asked == prose, "only what was no vote is asked again"
+
+
+NAMES = ("prompt_following", "aesthetics", "motion_naturalness", "video_quality")
+
+
+def test_kept_votes_need_no_endpoint(request_of, here_pool, endpoint, tmp_path):
+    endpoint.reply = lambda *_: (200, dict.fromkeys(NAMES, 1))
+    assess(request_of(judge=judged(endpoint)), here_pool)
+    first = (tmp_path / "scores" / "scores.jsonl").read_bytes()
+    paths = len(endpoint.paths)
+    assess(request_of(judge=judged(endpoint)), here_pool)
+    assert len(endpoint.paths) == paths, "not even the list of models"
+    assert (tmp_path / "scores" / "scores.jsonl").read_bytes() == first
+
+
+def test_a_judge_that_is_not_there_ends_it_and_keeps_the_scores(request_of, here_pool, tmp_path):
+    nowhere = JudgeConfig(judge_url="http://127.0.0.1:9/v1", judge_model="eye", judge_key="NO_KEY_AT_ALL")
+    with pytest.raises(LynxError, match="can't be reached"):
+        assess(request_of(judge=nowhere), here_pool)
+    assert not (tmp_path / "scores" / "report.html").exists()
+    assert len(list((tmp_path / "scores" / "work" / "scores").glob("*.safetensors"))) == 16
+
+
+def test_bad_requests(request_of, here_pool, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BadOutput, match="is a file"):
+        assess(request_of(output=tmp_path / "file"), here_pool)
+    with pytest.raises(BadRequest, match="two recognisers are called"):
+        assess(request_of(extra=("nano judge=" + str(toy(tmp_path)),)), here_pool)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "skimage" else name)
+    with pytest.raises(MissingDependency, match=r"scikit-image.*lynx-video\[evaluate\]"):
+        assess(request_of(), here_pool)
+
+
+def toy(folder):
+    """A recogniser of mean colours."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("AveragePool", ["x"], ["p"], kernel_shape=[28, 28], strides=[28, 28]),
+        helper.make_node("Flatten", ["p"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 3, 112, 112]), ("y", [1, 48]))]
+    graph = helper.make_graph(nodes, "mean", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "toy.onnx")
+    return folder / "toy.onnx"
+
+
+def test_another_recogniser_is_an_axis_of_its_own(request_of, here_pool, tmp_path):
+    result = assess(request_of(extra=(str(toy(tmp_path)),)), here_pool)
+    assert "similarity/toy" in result.summary.metrics
+    assert len(result.summary.about["scored_by"]["recognisers"]["toy"]) == 64
+    assert [axis.measure for axis in result.summary.axes[:3]].count("similarity/toy") <= 1
