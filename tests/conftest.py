@@ -5,6 +5,7 @@ import functools
 import json
 import pickle
 import socket
+import warnings
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,14 @@ class Here:
 def here_pool():
     """A `lynx_video.pool.Pool` that does its work in this process."""
     return Here()
+
+
+@pytest.fixture(scope="session")
+def ray_pool():
+    """Ray with two workers, started once and used by whatever runs beside it in this process."""
+    from lynx_video.pool import open_pool
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with open_pool(workers=2) as pool:
+            yield pool

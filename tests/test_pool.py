@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +15,6 @@ from lynx_video.work import Shelf
 
 # What Ray and its own libraries warn of is theirs.
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def ray_pool():
-    """Ray with one worker, started once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with open_pool(workers=1) as pool:
-            yield pool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

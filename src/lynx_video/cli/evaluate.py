@@ -83,7 +83,18 @@ def evaluate() -> None:
 
 @evaluate.command()
 @click.argument("out", type=click.Path(path_type=Path))
-@options(RunFlags, GridConfig, ModelFlags, GenerateConfig, FaceFlags, ScoreFlags, ScoreConfig, JudgeConfig, WorkFlags)
+@options(
+    RunFlags,
+    GridConfig,
+    ModelFlags,
+    GenerateConfig,
+    FaceFlags,
+    ScoreFlags,
+    ScoreConfig,
+    JudgeConfig,
+    WorkFlags,
+    without=("seed", "face_index", "face_record"),  # each clip has a seed of its own, and of a photo the largest face counts
+)
 def run(
     out: Path,
     flags: RunFlags,
@@ -109,10 +120,6 @@ def run(
     drawn = model.model.startswith("nano") and model.base_model_path is None
     if grid.subjects is None and not drawn:
         raise BadRequest("say whose clips: --subjects FOLDER, with a photo for each; only nano can draw its subjects.")
-    if face.face_record is not None or face.face_index is not None:
-        raise BadRequest(
-            "--face-record and --face-index belong to one portrait; in a benchmark the largest face of each counts."
-        )
     hush_libraries()
     from lynx_video.cli.models import survey_model
     from lynx_video.evaluation.run import make_clips

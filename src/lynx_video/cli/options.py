@@ -10,7 +10,7 @@ import functools
 import inspect
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -56,19 +56,25 @@ class NumberOr(click.ParamType[Any]):
             self.fail(f"{value!r} is neither a number nor {' or '.join(self.words)}.", param, ctx)
 
 
-def options(*kinds: type) -> Callable[[Command], Command]:
-    """Give a command the options of some dataclasses, and one instance of each as its last arguments, in this order."""
+def options(*kinds: type, without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Give a command the options of some dataclasses, and one instance of each as its last arguments, in this order.
+
+    without: fields that are no options of this command and keep their defaults.
+    """
+
+    def offered(kind: type) -> list[Field[Any]]:
+        return [one for one in fields(kind) if one.name not in without]
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def call(**values: Any) -> None:
-            filled = [kind(**{one.name: values.pop(one.name) for one in fields(kind)}) for kind in kinds]
+            filled = [kind(**{one.name: values.pop(one.name) for one in offered(kind)}) for kind in kinds]
             command(*values.values(), *filled)
 
         decorated: Command = call
         for kind in reversed(kinds):
             hints, helps = get_type_hints(kind), field_docstrings(kind)
-            for one in reversed(fields(kind)):
+            for one in reversed(offered(kind)):
                 decorated = _option(one, hints[one.name], helps.get(one.name, ""))(decorated)
         return decorated
 

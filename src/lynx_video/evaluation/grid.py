@@ -35,7 +35,7 @@ class GridConfig:
     tasks: int = 20
     "so many of the prompts, spread over the list"
     seeds: int = 1
-    "clips of each subject and prompt"
+    "clips of each subject and prompt, each from noise of its own, the same for every model"
 
     def __post_init__(self) -> None:
         for name in ("people", "tasks", "seeds"):

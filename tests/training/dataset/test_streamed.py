@@ -1,26 +1,15 @@
 """A set made on Ray is the same as one made in one process, and can be read as a stream."""
 
 import json
-import warnings
 from pathlib import Path
 
 import pytest
 from sources import NANO, contents, dropped, fill, shelf_in
 
-from lynx_video.pool import open_pool
 from lynx_video.training.dataset.config import DatasetConfig
 
 # What Ray and its own libraries warn of is theirs.
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(scope="module")
-def ray_pool():
-    """Ray with one worker, started once."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with open_pool(workers=1) as pool:
-            yield pool
 
 
 @pytest.fixture(scope="module")
