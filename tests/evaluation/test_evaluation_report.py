@@ -89,7 +89,7 @@ def test_all_metrics_with_their_explanation(page):
 def test_breakdowns(page):
     people = cells(page.section("By subject"))
     assert [row[0] for row in people[1:]] == [f"person {i}" for i in range(4)]
-    assert people[0] == ["subject", "n", "face: judge", "face: seen †", "coverage", "prompt", "aesthetics"]
+    assert people[0] == ["subject", "n", "face: judge", "face: seen †", "coverage", "prompt: probe", "aesthetics"]
     assert all(row[1] == "3" and "[" not in row[2] for row in people[1:])
     assert people[1][-1].endswith("n = 2")  # one was left out
     prompts = cells(page.section("By prompt"))

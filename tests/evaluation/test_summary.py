@@ -80,9 +80,9 @@ def test_what_nobody_measured_is_never_a_zero():
 def test_axes_and_what_stands_behind_them():
     scores = {"judge__prompt_following": 0.7, "probe__prompt": 1.0, "probe__motion": 0.5, "judge__aesthetics": None}
     found = axes(scored("a", **scores))
-    assert list(found) == ["face", "prompt", "aesthetics", "motion", "quality"]
+    assert list(found) == ["face", "prompt", "aesthetics", "motion: probe", "quality"]
     assert found["prompt"].measure == "judge/prompt_following"  # before the probe
-    assert found["motion"].measure == "probe/motion"
+    assert found["motion: probe"].measure == "probe/motion"
     assert found["face"].estimate is None
     assert found["aesthetics"].estimate is None
     assert found["prompt"].estimate.mean == 0.7

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ BIN = 0.05  # width of a bar of the histogram
 
 _TEXT, _SOFT, _RULE = "#1c1c1a", "#5f5e5a", "#dcdbd6"
 _DPI = 220
+_LABEL = 13  # letters in a line of a label
 _EDGE = 1e-9
 _STYLE: dict[Any, Any] = {"svg.hashsalt": "lynx-video", "svg.fonttype": "none", "font.family": ["DejaVu Sans"], "font.size": 9}
 
@@ -107,7 +109,7 @@ def _radar(axes: Sequence[str], systems: Systems, legend: bool, note: str = "") 
         plot.text(
             1.09 * x,
             1.09 * y,
-            name.replace(": ", ":\n", 1) + ("\nnot measured" if unseen else ""),
+            "\n".join(textwrap.wrap(name, _LABEL) if len(name) > _LABEL else [name]) + ("\nnot measured" if unseen else ""),
             color=_SOFT if unseen else _TEXT,
             ha="center" if abs(x) < 0.2 else "left" if x > 0 else "right",
             va="bottom" if y > 0.5 else "top" if y < -0.5 else "center",

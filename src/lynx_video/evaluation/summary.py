@@ -57,9 +57,9 @@ class Axis:
 
     @property
     def label(self) -> str:
-        """For charts and tables: `face: nano judge`, `face: facexlib †` (see CONDITIONED), `prompt`."""
-        name = f"{self.name}: {part(self.measure)}" if self.name == "face" and self.measure else self.name
-        return name + (" †" if self.conditioned else "")
+        """For charts and tables: `face: nano judge`, `face: facexlib †` (see CONDITIONED), `prompt`, `motion: probe` for a stand-in."""
+        what = part(self.measure) if self.name == "face" else "probe" if self.measure.startswith("probe/") else ""
+        return (f"{self.name}: {what}" if what else self.name) + (" †" if self.conditioned else "")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
