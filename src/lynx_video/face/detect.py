@@ -6,7 +6,6 @@ A detector is a value that is passed in, so others (nano's) need nothing from th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from lynx_video.errors import BadRequest, BadWeights, MissingDependency, NoFace
+from lynx_video.errors import BadRequest, BadWeights, NoFace
 from lynx_video.face.align import require_picture
+from lynx_video.face.session import line_of, model_file, open_session
 from lynx_video.types import Face
 
 if TYPE_CHECKING:
@@ -60,18 +60,7 @@ class SCRFD:
     def __init__(self, path: str | Path, *, threshold: float = 0.5) -> None:
         self.path = _scrfd_file(Path(path))
         self.threshold = threshold
-        try:
-            import onnxruntime
-        except ImportError:
-            raise MissingDependency(
-                "The face detector SCRFD needs onnxruntime, which is not installed: pip install 'lynx-video[face]'"
-            ) from None
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is said once, by the exception
-        try:
-            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001  onnxruntime's exceptions share no base
-            raise BadWeights(f"The face detector {self.path} is not an ONNX model that can be read: {_line(error)}") from None
+        self._session = open_session(self.path, "face detector SCRFD")
         self._check()
 
     def __call__(self, image: Picture, /) -> list[Face]:
@@ -81,7 +70,7 @@ class SCRFD:
         try:
             outputs = self._session.run(None, {self._session.get_inputs()[0].name: blob})
         except Exception as error:  # noqa: BLE001  onnxruntime's exceptions share no base
-            raise BadWeights(f"The face detector {self.path} fails on a {SCRFD_SIDE} px picture: {_line(error)}") from None
+            raise BadWeights(f"The face detector {self.path} fails on a {SCRFD_SIDE} px picture: {line_of(error)}") from None
         return decode_scrfd(self._levels(outputs), scale, self.threshold)
 
     def _check(self) -> None:
@@ -124,13 +113,15 @@ class YuNet:
     def __init__(self, path: str | Path, *, threshold: float = 0.6) -> None:
         import cv2
 
-        self.path = _model_file(Path(path), "https://github.com/opencv/opencv_zoo has face_detection_yunet_2023mar.onnx")
+        self.path = model_file(
+            Path(path), "face detector", "https://github.com/opencv/opencv_zoo has face_detection_yunet_2023mar.onnx"
+        )
         with _quiet():
             try:
                 outputs = set(cv2.dnn.readNetFromONNX(str(self.path)).getUnconnectedOutLayersNames())
             except cv2.error as error:
                 raise BadWeights(
-                    f"The face detector {self.path} is not an ONNX model that can be read: {_line(error)}"
+                    f"The face detector {self.path} is not an ONNX model that can be read: {line_of(error)}"
                 ) from None
             if outputs != YUNET_OUTPUTS:
                 raise BadWeights(
@@ -153,7 +144,7 @@ class YuNet:
                 rows = self._net.detect(np.ascontiguousarray(picture[..., ::-1]))[1]
             except cv2.error as error:
                 raise BadWeights(
-                    f"The face detector {self.path} fails on a {size[0]}x{size[1]} picture: {_line(error)}"
+                    f"The face detector {self.path} fails on a {size[0]}x{size[1]} picture: {line_of(error)}"
                 ) from None
         return [face_of_row(row, width / size[0], height / size[1]) for row in (rows if rows is not None else ())]
 
@@ -312,31 +303,7 @@ def _scrfd_file(path: Path) -> Path:
     if path.is_dir():
         places = [path / SCRFD_FILE, path / "buffalo_l" / SCRFD_FILE, path / "models" / "buffalo_l" / SCRFD_FILE]
         path = next((place for place in places if place.is_file()), places[0])
-    return _model_file(path, hint)
-
-
-def _model_file(path: Path, hint: str) -> Path:
-    if not path.is_file():
-        raise BadWeights(f"The face detector {path} {'is a folder' if path.is_dir() else 'is not there'}: {hint}.")
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(40)
-    except OSError as error:
-        raise BadWeights(f"The face detector {path} cannot be read: {error.strerror or error}.") from None
-    if start.startswith(b"version https://git-lfs"):
-        raise BadWeights(
-            f"The face detector {path} is a Git LFS pointer, not the model itself: run git lfs pull, or download it."
-        )
-    if not start:
-        raise BadWeights(f"The face detector {path} is an empty file: {hint}.")
-    return path
-
-
-def _line(error: Exception) -> str:
-    """What a C++ library has to say, in one line, without its error codes and the places in its source."""
-    text = " ".join(str(error).split()).split(" error: ")[-1]
-    text = re.sub(r"^(\[ONNXRuntimeError\] : \d+ : \w+ : |\(-\d+:[^)]*\) )", "", text)
-    return text.split(" in function ")[0][:160]
+    return model_file(path, "face detector", hint)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ None of them conditioned an adapter, so none is flattered. All are fed the same:
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -22,8 +21,9 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 import torch
 
-from lynx_video.errors import BadPicture, BadRequest, BadWeights, MissingDependency
+from lynx_video.errors import BadPicture, BadRequest, BadWeights
 from lynx_video.face.align import ARCFACE_SIZE
+from lynx_video.face.session import line_of, model_file, open_session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,21 +45,10 @@ class OnnxRecogniser:
     """
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
-        self.path = _model_file(Path(path))
+        self.path = model_file(Path(path), "face recogniser", _HINT)
         self.name = name or self.path.stem
-        try:
-            import onnxruntime
-        except ImportError:
-            raise MissingDependency(
-                "A face recogniser from an ONNX file needs onnxruntime, which is not installed: pip install 'lynx-video[face]'"
-            ) from None
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is said once, by the exception
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # sums split otherwise with the number of cores
-        try:
-            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001  onnxruntime's exceptions share no base
-            raise BadWeights(f"The face recogniser {self.path} is not an ONNX model that can be read: {_line(error)}") from None
+        # One thread: sums are split otherwise with the number of cores.
+        self._session = open_session(self.path, "face recogniser", threads=1)
         self._check()
         self._raw = {"Sub", "Mul"} <= set(_first_operators(self.path))
         self.width = self._vector(np.linspace(-1, 1, 3 * ARCFACE_SIZE**2, dtype=np.float32).reshape(_INPUT)).size
@@ -100,7 +89,7 @@ class OnnxRecogniser:
         try:
             output = self._session.run(None, {self._session.get_inputs()[0].name: pixels})[0]
         except Exception as error:  # noqa: BLE001  onnxruntime's exceptions share no base
-            raise BadWeights(f"The face recogniser {self.path} fails on a crop [{_shape(_INPUT)}]: {_line(error)}") from None
+            raise BadWeights(f"The face recogniser {self.path} fails on a crop [{_shape(_INPUT)}]: {line_of(error)}") from None
         if output.ndim != 2 or output.shape[0] != 1 or not 2 <= output.shape[1] <= WIDEST:
             raise self._no_vector(list(output.shape))
         vector = output[0].astype(np.float64)
@@ -135,25 +124,6 @@ def load_recogniser(text: str) -> OnnxRecogniser:
     return OnnxRecogniser(path.strip(), name.strip() or None)
 
 
-def _model_file(path: Path) -> Path:
-    if not path.is_file():
-        raise BadWeights(
-            f"The face recogniser {path} {'is a folder, not a file' if path.is_dir() else 'is not there'}: {_HINT}."
-        )
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(40)
-    except OSError as error:
-        raise BadWeights(f"The face recogniser {path} cannot be read: {error.strerror or error}.") from None
-    if start.startswith(b"version https://git-lfs"):
-        raise BadWeights(
-            f"The face recogniser {path} is a Git LFS pointer, not the model itself: run git lfs pull, or download it."
-        )
-    if not start:
-        raise BadWeights(f"The face recogniser {path} is an empty file: get it again.")
-    return path
-
-
 def _hash(path: Path) -> str:
     digest = hashlib.sha256()
     for part in (path, path.with_name(path.name + ".data")):
@@ -166,12 +136,6 @@ def _hash(path: Path) -> str:
 
 def _shape(sizes: list[object] | list[int]) -> str:
     return ", ".join(str(size) for size in sizes)
-
-
-def _line(error: Exception) -> str:
-    """What onnxruntime has to say, in one line, without its codes and the places in its source."""
-    text = " ".join(str(error).split())
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:200]
 
 
 def _first_operators(path: Path) -> list[str]:
