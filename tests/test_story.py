@@ -1,4 +1,4 @@
-"""The whole story through the command line: draw somebody, enrol, generate twice, read the clip back, compare."""
+"""The whole story through the command line: draw somebody, enrol, generate twice, read the clip back, evaluate."""
 
 import json
 from pathlib import Path
@@ -22,6 +22,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
     return json.loads(out)
 
 
+@pytest.mark.filterwarnings("ignore")  # of Ray and its own libraries
 def test_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     write_picture(tmp_path / "alice.png", portrait(seed=77))
@@ -44,3 +45,14 @@ def test_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert first["similarity"] == pytest.approx(second["similarity"], abs=0.02)
     assert first["similarity"] > 0.4
     assert first["coverage"] == 1.0
+    lines = [
+        {"clip": name, "subject": "alice", "reference": "alice.png", "prompt": PROMPT, "prompt_id": name[:-4]}
+        for name in ("first.mp4", "second.mp4")
+    ]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scored = run(capsys, "evaluate", "score", ".", "--model", "nano", "-o", "scores", "--workers", "1")
+    assert (scored["clips"], scored["failed"]) == (2, 0)
+    # the file was compressed since
+    assert scored["metrics"]["similarity/nano judge"]["mean"] == pytest.approx(first["similarity"], abs=0.05)
+    assert scored["metrics"]["probe/wall"]["mean"] == 1.0
+    assert (tmp_path / "scores" / "report.html").is_file()
