@@ -25,7 +25,7 @@ from lynx_video.evaluation.entry import Entry, Record
 from lynx_video.evaluation.grid import draw_subjects, entries
 from lynx_video.evaluation.prompts import NANO_PROMPTS
 from lynx_video.evaluation.run import make_clips
-from lynx_video.evaluation.scorer import open_faces, score_clips
+from lynx_video.evaluation.scorer import score_clips
 from lynx_video.evaluation.statistics import Estimate, estimate, paired
 from lynx_video.evaluation.summary import columns_of
 from lynx_video.pipeline.models import MODELS
@@ -155,7 +155,7 @@ def film_ceiling(chosen: list[Entry]) -> None:
 
 def score(pool: Pool, folder: Path, chosen: list[Entry]) -> list[Record]:
     """The records of an arm."""
-    faces = partial(open_faces, "nano", Path("models"))
+    faces = partial(MODELS["nano"].faces, Path("models"))
     records, _ = score_clips(chosen, folder / "work" / "ablation", faces=faces, pool=pool, probe=MODELS["nano"].probe)
     return records
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Made = tuple[Any, Mapping[str, "Tensor"]]
 """What a result is: a JSON value and tensors by name."""
-WORK, SETTINGS = "work", "settings.json"
+WORK, SETTINGS, LOCK = "work", "settings.json", "lock"
 ATTEMPTS = 2
 
 
@@ -68,6 +68,10 @@ class Shelf:
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
 
+    def drop(self, key: str) -> None:
+        """Forget a result, so that it is made again."""
+        self._file(key).unlink(missing_ok=True)
+
     def tensors(self, key: str, *names: str) -> dict[str, Tensor]:
         """These tensors of a result that is there; all of them if none is named."""
         from safetensors import safe_open
@@ -92,10 +96,27 @@ class Shelf:
         return self.folder / f"{key}.begun"
 
 
-def claim_work(folder: Path, settings: Mapping[str, Any]) -> None:
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Nobody else works in this work folder meanwhile; a killed holder holds it no longer. Raises BadOutput if somebody does."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BadOutput(f"{folder}: another run works here; wait for it, or take another folder.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def claim_work(folder: Path, settings: Mapping[str, Any], *, otherwise: str = "begin anew with --overwrite") -> None:
     """Make the work folder for these settings, or go on with one that was made with the same.
 
-    Raises BadOutput, naming the first setting that differs.
+    otherwise: what else can be done, for the message. Raises BadOutput, naming the first setting that differs.
     """
     file = folder / SETTINGS
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
@@ -103,12 +124,12 @@ def claim_work(folder: Path, settings: Mapping[str, Any]) -> None:
         try:
             before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise BadOutput(f"{file} can't be read ({error}); --overwrite begins anew.") from error
+            raise BadOutput(f"{file} can't be read ({error}); {otherwise}.") from error
         for name in sorted({*plain, *before}):
             if before.get(name) != plain.get(name):
                 raise BadOutput(
                     f"{folder} was begun with {name} {json.dumps(before.get(name))}, now it is {json.dumps(plain.get(name))}: "
-                    "go on with the same, take another folder, or begin anew with --overwrite."
+                    f"go on with the same, take another folder, or {otherwise}."
                 )
         return
     with draft(file) as partial:

@@ -117,7 +117,8 @@ def test_a_folder_of_others_is_scored_as_it_is(lynx, foreign, tmp_path):
     assert facts["clips"] == 4
     assert facts["failed"] == 2
     assert sum(facts["failures"].values()) == 2
-    assert not any(axis["conditioned"] for axis in facts["axes"]), "nobody knows what that model was conditioned on"
+    assert not any(axis["conditioned"] for axis in facts["axes"])
+    assert facts["about"]["conditioned_on"] == "not known"
     face = next(axis for axis in facts["axes"] if axis["name"] == "face")["estimate"]
     # the good clip, two that count as the worst, and the one whose photo shows nobody, left out
     assert (face["n"], face["worst"], face["left_out"]) == (3, 2, 1)
@@ -135,6 +136,8 @@ def test_a_folder_of_others_is_scored_as_it_is(lynx, foreign, tmp_path):
         (("run", "OUT", "--height", "65"), "height must be a multiple of 8"),
         (("run", "OUT", "--face-index", "1"), "no such option --face-index"),
         (("run", "OUT", "--seed", "1"), "no such option --seed; did you mean --seeds"),
+        (("run", "OUT", "--recogniser", "nowhere.onnx"), "nowhere.onnx is not there"),
+        (("run", "OUT", "--device", "cuda:1"), "say --device cuda"),
         (("score", "nowhere"), "nowhere"),
         (("score", "EMPTY"), "no clips in it"),
         (("score", "EMPTY", "--frames", "0"), "frames must be 1 or more"),

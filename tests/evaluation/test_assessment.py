@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lynx_video.errors import BadOutput, BadRequest, LynxError, MissingDependency
-from lynx_video.evaluation.assessment import Request, assess, table
+from lynx_video.errors import BadOutput, BadRequest, BadWeights, LynxError, MissingDependency
+from lynx_video.evaluation.assessment import Request, assess, check, made_with, table
+from lynx_video.evaluation.config import ScoreConfig
 from lynx_video.evaluation.metrics.judge import JudgeConfig
-from lynx_video.evaluation.scorer import open_faces
 from lynx_video.pipeline.models import MODELS
 
 
@@ -20,7 +20,7 @@ def request_of(planted, tmp_path):
         settings = {
             "folder": planted,
             "output": tmp_path / "scores",
-            "faces": partial(open_faces, "nano", Path("models")),
+            "faces": partial(MODELS["nano"].faces, Path("models")),
             "probe": MODELS["nano"].probe,
             "system": "planted",
         }
@@ -50,7 +50,10 @@ def test_every_planted_fault_is_counted(request_of, here_pool, tmp_path):
     assert [problem.reason for problem in result.problems] == ["missing clip"]
     assert "1 problems" in result.cautions[0] or "missing clip" in result.cautions[0]
     text = table(summary)
-    assert "n = 15 of 3 subjects, 4 of them failed and counted as the worst, 1 left out" in text
+    assert (
+        "n = 15 of 3 subjects (few subjects: too narrow), 4 of them failed and counted as the worst, 1 left out"
+        in text
+    )
     assert text.count("failed: 1 x ") == 4
     page = (tmp_path / "scores" / "report.html").read_text()
     for name in ("cut", "text", "empty", "gone", "nobody"):
@@ -79,7 +82,8 @@ def test_a_judge_takes_the_place_of_the_probes(request_of, here_pool, endpoint):
     assert aesthetics.mean == pytest.approx(0.5 * 13 / 16)
     tally = result.summary.about["judge"]
     prose = sum(number % 5 == 4 for number in range(len(endpoint.asked)))
-    assert tally["requests"] == len(endpoint.asked)
+    assert any(f"{len(endpoint.asked)} questions asked" in caution for caution in result.cautions)
+    assert tally["tokens_in"] >= 1000 * (len(endpoint.asked) - prose)
     assert set(tally["failures"]) == {"answered prose"}
     assert tally["failures"]["answered prose"] >= prose > 0
     endpoint.reply = lambda *_: (200, dict.fromkeys(NAMES, 0.5))
@@ -137,6 +141,86 @@ def toy(folder):
 
 def test_another_recogniser_is_an_axis_of_its_own(request_of, here_pool, tmp_path):
     result = assess(request_of(extra=(str(toy(tmp_path)),)), here_pool)
-    assert "similarity/toy" in result.summary.metrics
+    assert [axis.measure for axis in result.summary.axes[:3]] == [
+        "similarity/toy", "similarity/nano judge", "similarity/nano second judge",
+    ]  # fmt: skip
     assert len(result.summary.about["scored_by"]["recognisers"]["toy"]) == 64
-    assert [axis.measure for axis in result.summary.axes[:3]].count("similarity/toy") <= 1
+    assert result.summary.about["scored_by"]["faces"].startswith("the largest face of a frame")
+
+
+def test_what_conditioned_the_model_comes_last_and_is_marked_where_it_is_known(request_of, here_pool):
+    unknown = assess(request_of(), here_pool)
+    assert [axis.label for axis in unknown.summary.axes[:3]] == [
+        "face: nano judge", "face: nano second judge", "face: nano encoder",
+    ]  # fmt: skip
+    assert unknown.summary.about["conditioned_on"] == "not known"
+    told = assess(request_of(conditioned_on=("nano judge",)), here_pool)
+    assert [axis.label for axis in told.summary.axes[:3]] == [
+        "face: nano second judge", "face: nano encoder", "face: nano judge †",
+    ]  # fmt: skip
+
+
+def test_a_judge_that_says_nothing_of_a_clip_without_a_face_is_no_zero(request_of, here_pool, endpoint, planted):
+    def reply(asked, _):
+        return (200, dict.fromkeys(NAMES, 0.9)) if "nods" in json.dumps(asked) else (200, "no")
+
+    endpoint.reply = reply
+    manifest = planted / "one.jsonl"
+    lines = [json.loads(line) for line in (planted / "manifest.jsonl").read_text().splitlines()]
+    few = [line for line in lines if line["prompt_id"] in ("honest-0-0", "empty")]
+    few[1]["prompt"] = "a wall"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in few))
+    try:
+        result = assess(request_of(judge=judged(endpoint), manifest=manifest), here_pool)
+    finally:
+        manifest.unlink()
+    aesthetics = result.summary.metrics["judge/aesthetics"]
+    assert (aesthetics.mean, aesthetics.n, aesthetics.left_out, aesthetics.worst) == (pytest.approx(0.9), 1, 1, 0)
+    assert result.summary.metrics["similarity/nano judge"].worst == 1
+
+
+def test_relative_paths_of_manifest_and_references_are_those_of_the_caller(
+    request_of, here_pool, planted, tmp_path, monkeypatch
+):
+    (tmp_path / "grid").mkdir()
+    shutil.copy(planted / "manifest.jsonl", tmp_path / "grid" / "m.jsonl")
+    shutil.copytree(planted / "subjects", tmp_path / "photos" / "subjects")
+    monkeypatch.chdir(tmp_path)
+    result = assess(request_of(manifest=Path("grid/m.jsonl"), references=Path("photos")), here_pool)
+    assert all(Path(record.reference).is_absolute() for record in result.records)
+    assert "no such file" not in (tmp_path / "scores" / "report.html").read_text().replace("gone.mp4: no such file", "")
+
+
+def test_files_of_others_are_not_taken_for_those_of_a_run(request_of, here_pool, planted, tmp_path):
+    folder = tmp_path / "theirs"
+    shutil.copytree(planted, folder)
+    (folder / "failures.jsonl").write_text("not ours\n")
+    (folder / "work").mkdir()
+    (folder / "work" / "settings.json").write_text('{"model": ["x"]}')
+    assert made_with(folder) == {}
+    assert assess(request_of(folder=folder), here_pool).summary.clips == 16
+
+
+def test_a_moved_folder_is_not_scored_again(request_of, here_pool, planted, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(planted, first)
+    assess(request_of(folder=first), here_pool)
+    first.rename(second)
+
+    class Nobody:
+        def run(self, name, _work, jobs, _progress, **_):
+            assert not jobs, f"{name}: {len(jobs)} jobs"
+
+    before = (tmp_path / "scores" / "scores.jsonl").read_bytes()
+    assess(request_of(folder=second), Nobody())
+    assert (tmp_path / "scores" / "scores.jsonl").read_bytes() == before
+
+
+def test_everything_that_can_be_refused_is_refused_before_the_work(request_of, tmp_path):
+    check(request_of())
+    with pytest.raises(BadWeights, match="is not there"):
+        check(request_of(extra=("nowhere.onnx",)))
+    with pytest.raises(BadWeights, match="no such folder"):
+        check(request_of(config=ScoreConfig(clip_model=str(tmp_path / "no clip"))))
+    with pytest.raises(LynxError, match="can't be reached"):
+        check(request_of(judge=JudgeConfig(judge_url="http://127.0.0.1:9/v1", judge_model="eye", judge_key="NO_KEY_AT_ALL")))

@@ -66,7 +66,7 @@ def test_axes_with_interval_n_and_coverage(page, clips):
     assert n == "12 of 4 subjects 2 failed, as worst"
     assert "face: seen † face similarity (seen) † conditioned on it, so it flatters" in rows
     aesthetics = rows["aesthetics judge model (aesthetics)"]
-    assert aesthetics[1:] == ["", "11 of 4 subjects 2 failed, as worst, 1 left out"]
+    assert aesthetics[1:] == ["", "10 of 4 subjects 1 failed, as worst, 2 left out"]
     assert rows["motion not measured"] == ["not measured", "", "0"]
     charts = [attrs["aria-label"] for attrs in page.all("svg")]
     assert len(charts) == 2

@@ -66,6 +66,11 @@ def test_subjects_in_a_folder(tmp_path):
     assert found["anna"].reference.name == "Reference.png"
     assert [other.name for other in found["anna"].others] == ["a.jpg", "b.jpg"]
     assert found["carl"].reference.name == "only.webp"
+    (tmp_path / "photos" / "frida").mkdir()
+    (tmp_path / "photos" / "frida" / "reference.png").symlink_to("nowhere.png")
+    (tmp_path / "photos" / "frida" / "other.jpg").mkdir()
+    put("frida/b.png")
+    assert {one.name: one for one in read_subjects(tmp_path / "photos")}["frida"].reference.name == "b.png"
     put("eva/1.png", "eva/2.png")
     with pytest.raises(BadData, match=r"eva has 2 photos"):
         read_subjects(tmp_path / "photos")

@@ -11,7 +11,7 @@ from lynx_video.errors import BadRequest
 from lynx_video.evaluation.config import ScoreConfig
 from lynx_video.evaluation.layouts import read_folder
 from lynx_video.evaluation.metrics.catalogue import metric
-from lynx_video.evaluation.scorer import open_faces, open_recognisers, score_clips
+from lynx_video.evaluation.scorer import open_recognisers, score_clips
 from lynx_video.pipeline.models import MODELS, FaceModels
 
 JUDGES = ("nano judge", "nano second judge", "nano encoder")
@@ -21,7 +21,7 @@ JUDGES = ("nano judge", "nano second judge", "nano encoder")
 def nano_faces():
     from pathlib import Path
 
-    return partial(open_faces, "nano", Path("models"))
+    return partial(MODELS["nano"].faces, Path("models"))
 
 
 @pytest.fixture(scope="session")

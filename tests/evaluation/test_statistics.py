@@ -35,9 +35,12 @@ def test_text_has_its_n():
     assert f"{whole}" == str(whole)
     assert str(estimate([0.5, 0.7], ["a", "a"])) == "0.60, n = 2 of 1 subject (one subject: no interval)"
     assert str(estimate([None, None], ["a", "b"])) == "not measured, n = 0, 2 left out"
-    assert str(Estimate(mean=0.004, low=0.0031, high=0.005, n=9, subjects=3)) == "0.0040 [0.0031, 0.0050], n = 9 of 3 subjects"
-    failed = Estimate(mean=0.5, low=0.4, high=0.6, n=20, subjects=4, left_out=2, worst=3)
-    assert str(failed).endswith("n = 20 of 4 subjects, 3 of them failed and counted as the worst, 2 left out")
+    assert (
+        str(Estimate(mean=0.004, low=0.0031, high=0.005, n=9, subjects=3))
+        == "0.0040 [0.0031, 0.0050], n = 9 of 3 subjects (few subjects: too narrow)"
+    )
+    failed = Estimate(mean=0.5, low=0.4, high=0.6, n=20, subjects=8, left_out=2, worst=3)
+    assert str(failed).endswith("n = 20 of 8 subjects, 3 of them failed and counted as the worst, 2 left out")
     with pytest.raises(TypeError):
         float(whole)
     with pytest.raises(ValueError, match="format"):

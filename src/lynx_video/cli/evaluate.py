@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -16,17 +18,18 @@ from lynx_video.cli.console import Console, hush_libraries, resumable
 from lynx_video.cli.flags import FaceFlags, ModelFlags, ModelName, WorkFlags, absolute
 from lynx_video.cli.options import options
 from lynx_video.config import GenerateConfig
-from lynx_video.errors import BadRequest
+from lynx_video.errors import BadRequest, LynxError
 from lynx_video.evaluation.config import ScoreConfig
 from lynx_video.evaluation.grid import GridConfig
 from lynx_video.evaluation.metrics.judge import JudgeConfig
 from lynx_video.presets import EVALUATION
 
 if TYPE_CHECKING:
-    from lynx_video.evaluation.assessment import Result
+    from lynx_video.evaluation.assessment import Request, Result
     from lynx_video.evaluation.compare import Comparison
     from lynx_video.evaluation.entry import Entry
     from lynx_video.pipeline.load import Blueprint
+    from lynx_video.pipeline.models import FaceModels
     from lynx_video.safety import SafetyChecker
 
 
@@ -72,6 +75,10 @@ class FolderFlags:
     "folder of the downloaded models"
     face_detector: Path | None = None
     "face detector instead of the model's own: SCRFD (folder or .onnx) or YuNet (.onnx)"
+    arcface: Path | None = None
+    "face encoder instead of the model's own: ArcFace IR-SE50 weights"
+    conditioned_on: tuple[str, ...] = ()
+    "recogniser that conditioned what made the clips, by name; it is marked, and comes last. May be given several times"
     system: str = ""
     "what the report calls what made the clips; the folder's name by default"
 
@@ -122,10 +129,15 @@ def run(
         raise BadRequest("say whose clips: --subjects FOLDER, with a photo for each; only nano can draw its subjects.")
     hush_libraries()
     from lynx_video.cli.models import survey_model
+    from lynx_video.evaluation.assessment import Request, assess, check, made_with
     from lynx_video.evaluation.run import make_clips
+    from lynx_video.pipeline.models import MODELS
     from lynx_video.pool import open_pool
 
-    grid_entries, cautions = _entries(out.absolute(), grid, flags.ext, drawn=drawn)
+    if re.fullmatch(r"cuda:\d+", model.device or ""):
+        raise BadRequest(
+            f"--device {model.device}: each worker takes a GPU of its own here; say --device cuda, and --workers how many."
+        )
     model = replace(
         model,
         models=model.models.absolute(),
@@ -139,22 +151,55 @@ def run(
     )
     survey = partial(survey_model, model, face, config)
     blueprint = survey()
-    for caution in (*blueprint.cautions, *cautions):
+    request = Request(
+        folder=out,
+        output=out / "scores",
+        faces=partial(_faces_of, survey),
+        layout="lynx",
+        extra=_named_files(score_flags),
+        probe=MODELS[model.model].probe if model.base_model_path is None else None,
+        config=_plain(score_config),
+        judge=judge,
+        command=_command(),
+    )
+    if not flags.clips_only:
+        check(request)
+    entries, cautions = _entries(out.absolute(), grid, flags.ext, drawn=drawn)
+    loads, spoken = _checker(flags, model, blueprint)
+    for caution in (*blueprint.cautions, *cautions, *spoken):
         console.warn(caution)
-    checker = _checker(flags, model, blueprint)
+    name = model.model if model.base_model_path is None else Path(model.base_model_path).name
     with resumable(silent=console.silent) as progress, open_pool(work.workers, work.ray_address) as pool:
         facts = make_clips(
-            out, grid_entries, config, name=model.model, survey=survey, pool=pool, checker=checker, progress=progress
+            out,
+            entries,
+            config,
+            name=name,
+            survey=survey,
+            pool=pool,
+            checker=loads,
+            safety=flags.safety_checker,
+            progress=progress,
         )
-    if facts["failures"]:
-        console.warn(f"{facts['failures']} of {facts['clips']} clips could not be made; why is in {out / 'failures.jsonl'}.")
-    if flags.clips_only:
-        console.result(
-            f"{out}: {facts['clips'] - facts['failures']} clips, {facts['made_now']} made now", {**facts, "output": str(out)}
-        )
-        return
-    own = FolderFlags(model=model.model, models=model.models, face_detector=face.face_detector, system=flags.system)
-    _score(out, own, score_flags, score_config, judge, work, console)
+        if facts["failures"]:
+            console.warn(
+                f"{facts['failures']} of {facts['clips']} clips could not be made; why is in {out / 'failures.jsonl'}."
+            )
+        if facts["failures"] == facts["clips"]:
+            raise LynxError(f"none of the {facts['clips']} clips could be made; why is in {out / 'failures.jsonl'}.")
+        if flags.clips_only:
+            line = f"{out}: {facts['clips'] - facts['failures']} clips, {facts['made_now']} made now"
+            console.result(line, {**facts, "output": str(out)})
+            return
+        noted = made_with(out)
+        request = replace(request, made_with=noted, system=flags.system or _system(noted))
+        result = assess(request, pool, progress)
+    _tell(request, result, console)
+
+
+def _faces_of(survey: Callable[[], Blueprint]) -> FaceModels:
+    """The face models that the clips are made with."""
+    return survey().faces
 
 
 @evaluate.command()
@@ -174,10 +219,38 @@ def score(
     is not scored again.
     """
     console = Console(quiet=work.quiet, as_json=work.json)
-    if flags.system == "":
-        flags = replace(flags, system=folder.resolve().name)
     hush_libraries()
-    _score(folder, flags, score_flags, score_config, judge, work, console)
+    from lynx_video.cli.models import face_models
+    from lynx_video.evaluation.assessment import Request, assess, made_with
+    from lynx_video.pipeline.models import MODELS
+    from lynx_video.pool import open_pool
+
+    facts = made_with(folder)
+    name: Any = flags.model or (facts.get("model") if facts.get("model") in MODELS else "lynx-full")
+    detector, encoder = (path and path.absolute() for path in (flags.face_detector, flags.arcface))
+    request = Request(
+        folder=folder,
+        output=flags.output or folder / "scores",
+        faces=partial(
+            face_models,
+            ModelFlags(model=name, models=flags.models.absolute()),
+            FaceFlags(face_detector=detector, arcface=encoder),
+        ),
+        layout=flags.layout,
+        manifest=flags.manifest,
+        references=flags.references,
+        extra=_named_files(score_flags),
+        probe=MODELS[name].probe,
+        config=_plain(score_config),
+        judge=judge,
+        system=flags.system or (_system(facts) if facts else folder.resolve().name),
+        made_with=facts,
+        conditioned_on=flags.conditioned_on,
+        command=_command(),
+    )
+    with resumable(silent=console.silent) as progress, open_pool(work.workers, work.ray_address) as pool:
+        result = assess(request, pool, progress)
+    _tell(request, result, console)
 
 
 @evaluate.command()
@@ -206,7 +279,7 @@ def compare(folders: tuple[Path, ...], output: Path, quiet: bool, as_json: bool)
 
 def _comparison(found: Comparison) -> str:
     """For each axis every system's mean and place, and how the later ones differ from the first."""
-    lines = []
+    lines = [f"{len(found.keys)} clips pair; not in all: " + ", ".join(f"{one.name} {len(one.only)}" for one in found.systems)]
     for axis in found.axes:
         if not axis.measure:
             continue
@@ -235,104 +308,83 @@ def _grid(flags: RunFlags, given: GridConfig) -> GridConfig:
 
 
 def _entries(out: Path, grid: GridConfig, extension: str, *, drawn: bool) -> tuple[list[Entry], list[str]]:
-    """The clips of the grid, and what is odd about it."""
+    """The clips of the grid, and where it is smaller than was asked for."""
     import numpy as np
 
-    from lynx_video.evaluation.grid import draw_subjects, entries, read_subjects
+    from lynx_video.evaluation.grid import DRAWN, draw_subjects, entries, read_subjects
     from lynx_video.evaluation.prompts import NANO_PROMPTS, PROMPTS, read_prompts
     from lynx_video.evaluation.run import check_folder
 
     check_folder(out)
     prompts = read_prompts(grid.prompts) if grid.prompts is not None else NANO_PROMPTS if drawn else PROMPTS
     cautions = []
-    if grid.tasks < len(prompts):
-        prompts = tuple(prompts[i] for i in np.linspace(0, len(prompts) - 1, grid.tasks).round().astype(int))
+    if grid.tasks is not None:
+        if grid.tasks > len(prompts):
+            cautions.append(f"there are {len(prompts)} prompts, --tasks asks for {grid.tasks}.")
+        prompts = tuple(prompts[i] for i in np.linspace(0, len(prompts) - 1, min(grid.tasks, len(prompts))).round().astype(int))
     if grid.subjects is None:
-        subjects = draw_subjects(out, grid.people)
+        subjects = draw_subjects(out, grid.people or DRAWN)
     else:
         subjects = read_subjects(grid.subjects.absolute())
-        if len(subjects) < grid.people:
-            cautions.append(f"{grid.subjects} has {len(subjects)} subjects, the grid asks for {grid.people}.")
+        if grid.people is not None and grid.people > len(subjects):
+            cautions.append(f"{grid.subjects} has {len(subjects)} subjects, --people asks for {grid.people}.")
         subjects = subjects[: grid.people]
     return entries(out, subjects, prompts, grid.seeds, extension), cautions
 
 
-def _checker(flags: RunFlags, model: ModelFlags, blueprint: Blueprint) -> Any:
-    """What loads the safety checker in a worker; None where none is to look."""
+def _checker(flags: RunFlags, model: ModelFlags, blueprint: Blueprint) -> tuple[Callable[[], SafetyChecker] | None, list[str]]:
+    """What loads the safety checker in a worker, None where none is to look; and a warning if a foreign base runs without."""
+    from lynx_video.cli.generate import safety_of
+
+    name = absolute(flags.safety_checker)
+    if safety_of(name, model, blueprint)[0] is None:
+        return None, safety_of(name, model, blueprint)[1]
+    return partial(_load_checker, name, model, blueprint.shape.width), []
+
+
+def _load_checker(name: str, model: ModelFlags, width: int) -> SafetyChecker:
     from lynx_video.cli.generate import REAL_WIDTH
-    from lynx_video.pipeline.models import MODELS
     from lynx_video.safety import resolve_safety
 
-    own = model.base_model_path is None and not MODELS[model.model].needs_safety_checker
-    real = blueprint.shape.width >= REAL_WIDTH and not own
-    if resolve_safety(flags.safety_checker, real, model.models) is None:
-        return None
-    return partial(_load_checker, flags.safety_checker, real, model.models)
+    checker = resolve_safety(name, width >= REAL_WIDTH, model.models)
+    assert checker is not None
+    return checker
 
 
-def _load_checker(name: str, real: bool, models: Path) -> SafetyChecker | None:
-    from lynx_video.safety import resolve_safety
+def _tell(request: Request, result: Result, console: Console) -> None:
+    """The axes, what may spoil them, and where the page is."""
+    from lynx_video.evaluation.assessment import REPORT, table
 
-    return resolve_safety(name, real, models)
-
-
-def _score(
-    folder: Path,
-    flags: FolderFlags,
-    score_flags: ScoreFlags,
-    score_config: ScoreConfig,
-    judge: JudgeConfig,
-    work: WorkFlags,
-    console: Console,
-) -> None:
-    """Score a folder, write the results, and say the most important of them."""
-    from lynx_video.evaluation.assessment import REPORT, Request, assess, made_with, table
-    from lynx_video.evaluation.scorer import open_faces
-    from lynx_video.pipeline.models import MODELS
-    from lynx_video.pool import open_pool
-
-    facts = made_with(folder)
-    name = flags.model or facts.get("model")
-    name = name if name in MODELS else "lynx-full"
-    request = Request(
-        folder=folder,
-        output=flags.output or folder / "scores",
-        faces=partial(open_faces, name, flags.models.absolute(), flags.face_detector and flags.face_detector.absolute()),
-        layout=flags.layout,
-        manifest=flags.manifest,
-        references=flags.references,
-        extra=tuple(map(_named_file, score_flags.recogniser)),
-        probe=MODELS[name].probe,
-        config=score_config,
-        judge=judge,
-        system=flags.system or _system(facts),
-        made_with=facts,
-        command=shlex.join(["lynx-video", *sys.argv[1:]]),
-    )
-    with resumable(silent=console.silent) as progress, open_pool(work.workers, work.ray_address) as pool:
-        result = assess(request, pool, progress)
     for caution in result.cautions:
         console.warn(caution)
-    console.result(f"{table(result.summary)}\n{request.output / REPORT}", _facts(request.output, result))
+    facts = {"output": str(request.output), "problems": [asdict(one) for one in result.problems], **result.summary.to_json()}
+    console.result(f"{table(result.summary)}\n{request.output / REPORT}", facts)
+
+
+def _command() -> str:
+    return shlex.join(["lynx-video", *sys.argv[1:]])
+
+
+def _plain(config: ScoreConfig) -> ScoreConfig:
+    """The same with absolute paths, for workers that were started elsewhere."""
+    return replace(config, clip_model=config.clip_model and absolute(config.clip_model))
+
+
+def _named_files(flags: ScoreFlags) -> tuple[str, ...]:
+    """FILE or NAME=FILE with absolute paths."""
+    return tuple(map(_named_file, flags.recogniser))
 
 
 def _named_file(text: str) -> str:
-    """FILE or NAME=FILE with an absolute path."""
-    name, equals, file = text.rpartition("=")
-    return f"{name}{equals}{absolute(file)}"
-
-
-def _facts(output: Path, result: Result) -> dict[str, Any]:
-    return {"output": str(output), "problems": [asdict(one) for one in result.problems], **result.summary.to_json()}
+    if Path(text).exists():
+        return absolute(text)
+    name, equals, file = text.partition("=")
+    return f"{name}={absolute(file)}" if equals else text
 
 
 def _system(facts: dict[str, Any]) -> str:
     """The model's name, and what differs from its defaults."""
     plain = asdict(GenerateConfig())
-    differs = {
-        key: value
-        for key, value in facts.items()
-        if key in plain and key not in ("seed", "idle_models") and value != plain[key]
-    }
+    differs = {key: value for key, value in facts.items() if key in plain and key != "seed" and value != plain[key]}
     said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in differs.items())
     return f"{facts.get('model', '')} ({said})" if said else str(facts.get("model", ""))

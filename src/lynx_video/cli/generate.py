@@ -133,7 +133,7 @@ def produce(
     check_output(target, output.overwrite)
     if enrolment is not None:
         usable_memories(blueprint, enrolment)
-    checker, cautions = _safety(model, output, blueprint)
+    checker, cautions = safety_of(output.safety_checker, model, blueprint)
     cautions += [*blueprint.cautions, *idle_options(blueprint, enrolment, config, chosen)]
     if checker is not None:
         _check_portrait(checker, subject.subject_image, enrolment)
@@ -294,14 +294,14 @@ def _check_name(output: OutputFlags) -> None:
         raise BadOutput(f"--name {output.name!r} is no part of a file name; --output names a whole path.")
 
 
-def _safety(model: ModelFlags, output: OutputFlags, blueprint: Blueprint) -> tuple[SafetyChecker | None, list[str]]:
+def safety_of(name: str, model: ModelFlags, blueprint: Blueprint) -> tuple[SafetyChecker | None, list[str]]:
     """The safety checker, None where none is asked for and none is needed; and a warning if a foreign base runs without."""
     from lynx_video.pipeline.models import MODELS
     from lynx_video.safety import resolve_safety
 
     real = blueprint.shape.width >= REAL_WIDTH
     own = model.base_model_path is None and not MODELS[model.model].needs_safety_checker
-    checker = resolve_safety(output.safety_checker, real and not own, model.models)
+    checker = resolve_safety(name, real and not own, model.models)
     if checker is not None or own:
         return checker, []
     return None, [f"no safety checker looks at portrait and frames ({'switched off' if real else 'a toy base'})."]

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_video import __version__
 from lynx_video.draft import draft
-from lynx_video.errors import BadOutput, BadRequest, MissingDependency
+from lynx_video.errors import BadData, BadOutput, BadRequest, MissingDependency
 from lynx_video.evaluation.config import ScoreConfig
-from lynx_video.evaluation.entry import Record
+from lynx_video.evaluation.entry import GONE, REFERENCE, Record
 from lynx_video.evaluation.layouts import Problem, read_folder
-from lynx_video.evaluation.scorer import GONE, Probe, score_clips
+from lynx_video.evaluation.scorer import Probe, open_recognisers, score_clips
 from lynx_video.evaluation.summary import SCORES, Summary, summarise, write_summary
 from lynx_video.pool import Pool, Progress
 from lynx_video.work import SETTINGS, WORK
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 PACKAGES = ("torch", "diffusers", "numpy", "opencv-python-headless", "scikit-image", "scipy", "onnxruntime", "av", "openai")
+OURS = ("model", "arm", "base_hash", "adapter_hash", "face_encoder")
+"""By these the settings of a run of ours are known."""
 _DECIMALS = 6  # of a score in a file; it was measured on 8-bit frames
 
 
@@ -49,7 +51,7 @@ class Request:
     folder, layout, manifest, references: as `layouts.read_folder`. faces: opens the face models; pickled, called in every worker.
     extra: further recognisers, `PATH` or `NAME=PATH`. probe: what can be told exactly of a clip and its prompt. judge: asked about
     every clip, if there is one. system: what the report calls what made the clips. made_with: what a run of ours notes of that; empty
-    for clips of others, whose model our encoder did not condition.
+    for clips of others. conditioned_on: recognisers that conditioned what made the clips; for a run of ours the encoder, unasked.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class Request:
     judge: JudgeConfig | None = None
     system: str = ""
     made_with: Mapping[str, Any] = field(default_factory=dict)
+    conditioned_on: tuple[str, ...] = ()
     command: str = ""
 
 
@@ -89,7 +92,21 @@ def assess(request: Request, pool: Pool, progress: Progress = lambda *_: None) -
     if request.output.exists() and not request.output.is_dir():
         raise BadOutput(f"{request.output} is a file; name a folder for the results.")
     folder, output = request.folder.absolute(), request.output.absolute()
-    entries, problems = read_folder(folder, layout=request.layout, manifest=request.manifest, references=request.references)
+    entries, problems = read_folder(
+        folder,
+        layout=request.layout,
+        manifest=request.manifest and request.manifest.absolute(),
+        references=request.references and request.references.absolute(),
+    )
+    made = _reasons(folder) if request.made_with else {}
+    unusable = {key: why for key, why in made.items() if why.startswith(REFERENCE)}
+    problems = [
+        *(one for one in problems if one.item not in unusable),
+        *(Problem(item=key, reason="unusable reference", detail=f"{why}; left out") for key, why in sorted(unusable.items())),
+    ]
+    entries = [entry for entry in entries if entry.key not in unusable]
+    if not entries:
+        raise BadData(f"{folder}: no reference photo can be used, so there is nothing to score. {problems[0].detail}.")
     records, judged_by = score_clips(
         entries,
         output / WORK / "scores",
@@ -102,14 +119,14 @@ def assess(request: Request, pool: Pool, progress: Progress = lambda *_: None) -
     )
     cautions = judged_by.pop("cautions")
     judged_by.pop("scored_now")  # a report does not tell how often it was interrupted
-    made = _reasons(folder)
     records = [
         replace(one, failure=f"could not be made: {made[one.key]}") if one.failure == GONE and one.key in made else one
         for one in records
     ]
     tally: dict[str, Any] | None = None
     if request.judge is not None and request.judge.judge_url is not None:
-        records, tally = _judge(request.judge, records, output / WORK / "judge", progress)
+        records, tally, spent = _judge(request.judge, records, output / WORK / "judge", progress)
+        cautions += spent
     records = sorted((_relative(record, folder) for record in records), key=lambda record: record.key)
     about = {
         "system": request.system,
@@ -121,8 +138,9 @@ def assess(request: Request, pool: Pool, progress: Progress = lambda *_: None) -
         "problems": [f"{one.item}: {one.reason} ({one.detail})" for one in problems],
         "versions": versions(),
     }
-    conditioned = judged_by["conditioned"]
-    summary = summarise(records, about, [conditioned] if conditioned and request.made_with else [])
+    known = {*request.conditioned_on, *([judged_by["conditioned"]] if request.made_with else [])}
+    about["conditioned_on"] = sorted(known - {""}) or "not known"
+    summary = summarise(records, about, sorted(known & set(judged_by["recognisers"])), list(judged_by["recognisers"]))
     with draft(output / SCORES) as partial:
         partial.write_text("".join(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
     write_summary(summary, records, output)
@@ -135,8 +153,11 @@ def assess(request: Request, pool: Pool, progress: Progress = lambda *_: None) -
 
 def _judge(
     config: JudgeConfig, records: Sequence[Record], cache: Path, progress: Progress
-) -> tuple[list[Record], dict[str, Any]]:
-    """The records with the judge's scores, and what that took. Clips that failed are not sent."""
+) -> tuple[list[Record], dict[str, Any], list[str]]:
+    """The records with the judge's scores; who judged, with sums that no interruption changes; and what this run took, in words.
+
+    Clips that do not decode are not sent.
+    """
     from lynx_video.evaluation.metrics.judge import Clip, Judge, judge_all
     from lynx_video.media.video import read_video
 
@@ -150,7 +171,14 @@ def _judge(
         for number, (record, verdict) in enumerate(zip(waiting, judge_all(judge, clips), strict=True), 1):
             found[record.key] = verdict.scores
             progress("judging", number, len(waiting))
-        return [_with(record, found.get(record.key, {})) for record in records], judge.to_json()
+        facts = judge.to_json()
+    totals = {f"tokens_{way}": facts.pop(f"tokens_{way}") + facts.pop(f"cached_tokens_{way}") for way in ("in", "out")}
+    cost, total = facts.pop("cost"), facts.pop("cost_with_cached")
+    priced = "" if cost is None else f", cost {cost:g}"
+    spent = [f"judge: {facts.pop('requests')} questions asked, {facts.pop('cached')} votes kept from before{priced}."]
+    if facts["failures"]:
+        spent.append(f"judge: votes that are none: {', '.join(f'{n} {why}' for why, n in facts['failures'].items())}.")
+    return [_with(record, found.get(record.key, {})) for record in records], {**facts, **totals, "cost": total}, spent
 
 
 def _with(record: Record, scores: Mapping[str, Score]) -> Record:
@@ -160,6 +188,24 @@ def _with(record: Record, scores: Mapping[str, Score]) -> Record:
         counts={**record.counts, **{name: one.n for name, one in scores.items()}},
         missing={**record.missing, **{name: one.reason for name, one in scores.items() if one.value is None}},
     )
+
+
+def check(request: Request) -> None:
+    """Whatever can be refused before the clips are made: what is not installed, recognisers, the CLIP model, the judge.
+
+    Raises as `assess`.
+    """
+    _check_installed()
+    open_recognisers(request.faces(), request.extra)
+    if request.config.clip_model is not None:
+        from lynx_video.evaluation.metrics.text import ClipScorer
+
+        ClipScorer(request.config.clip_model).load()
+    if request.judge is not None and request.judge.judge_url is not None:
+        from lynx_video.evaluation.metrics.judge import Judge
+
+        with Judge(request.judge, request.output / WORK / "judge") as judge:
+            judge.check()
 
 
 def _check_installed() -> None:
@@ -184,14 +230,12 @@ def table(summary: Summary) -> str:
 
 def made_with(folder: Path) -> dict[str, Any]:
     """What a run of ours noted of how the clips of a folder were made; empty for a folder of others."""
-    file = folder / WORK / SETTINGS
-    if not file.is_file():
-        return {}
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{file}: not the settings that a run writes ({error}).") from error
-    return facts if isinstance(facts, dict) else {}
+        facts = json.loads((folder / WORK / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    ours = isinstance(facts, dict) and all(isinstance(facts.get(name), str) for name in OURS)
+    return facts if ours else {}
 
 
 def _reasons(folder: Path) -> dict[str, str]:

@@ -247,20 +247,27 @@ def _check_recognisers(titles: Sequence[str], read: Sequence[tuple[Sequence[Reco
 
 
 def _yardsticks(summary: Summary) -> dict[str, object]:
-    """What faces were compared by, as far as it was noted: the hash of each recogniser, the detector, the frames, the version."""
+    """What was measured by, as far as it was noted: recognisers, detector, frames, version, CLIP model, the judge and its question."""
     noted = summary.about.get("scored_by")
     if not isinstance(noted, dict):
         return {}
     recognisers = noted.get("recognisers")
     found = {f"the recogniser {name!r}": value for name, value in recognisers.items()} if isinstance(recognisers, dict) else {}
-    return found | {f"`{name}`": noted[name] for name in ("detector", "frames", "metrics_version") if name in noted}
+    found |= {f"`{name}`": noted[name] for name in ("detector", "frames", "metrics_version", "clip_model") if name in noted}
+    judge = summary.about.get("judge")
+    if isinstance(judge, dict):
+        asked = ("model", "rubric", "votes", "frames", "temperature")
+        found |= {f"the judge's {name}": judge[name] for name in asked if name in judge}
+    return found
 
 
 def _axes(systems: Sequence[System], metrics: Sequence[str]) -> tuple[Axis, ...]:
     """The axes by measures that every system has; a recogniser that any of them was conditioned on is marked."""
     conditioned = sorted({name for one in systems for name in one.summary.conditioned_on})
     measured = [name for name in metrics if all(one.summary.metrics[name].n for one in systems)]
-    return axes_of({name: systems[0].summary.metrics[name] for name in measured}, conditioned)
+    noted = systems[0].summary.about.get("scored_by")
+    order = list(noted.get("recognisers", ())) if isinstance(noted, dict) else []
+    return axes_of({name: systems[0].summary.metrics[name] for name in measured}, conditioned, order)
 
 
 def _difference(first: System, other: System, name: str) -> Difference:

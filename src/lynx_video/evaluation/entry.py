@@ -8,6 +8,11 @@ from typing import Any
 
 from lynx_video.errors import BadData
 
+GONE, UNSCORED = "the clip is not there", "could not be scored"
+"""Failures of a clip, beside that it does not decode and that no frame has a face."""
+REFERENCE = "the reference photo cannot be used"
+"""How the reason begins where it is not the clip's fault."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:

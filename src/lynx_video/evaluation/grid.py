@@ -18,6 +18,8 @@ from lynx_video.evaluation.prompts import Prompt
 
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic"})
 SUBJECTS, CLIPS = "subjects", "clips"
+DRAWN = 40
+"""People that are drawn where nobody says how many: as many as the paper filmed."""
 OTHERS = 3
 """Other pictures of a drawn person, for the copying measure."""
 
@@ -28,18 +30,18 @@ class GridConfig:
 
     subjects: Path | None = None
     "folder of the subjects: a photo each, or a folder each with reference.jpg and other photos; drawn people by default (nano)"
-    people: int = 40
-    "so many drawn people, or the first of the folder"
+    people: int | None = None
+    "so many of the folder, the first by name; all of them by default, of drawn people 40"
     prompts: Path | None = None
     "file of prompts, a line each (.txt) or .jsonl; by default the 20 of this package, for nano those in its words"
-    tasks: int = 20
-    "so many of the prompts, spread over the list"
+    tasks: int | None = None
+    "so many of the prompts, spread over the list; all by default"
     seeds: int = 1
     "clips of each subject and prompt, each from noise of its own, the same for every model"
 
     def __post_init__(self) -> None:
         for name in ("people", "tasks", "seeds"):
-            if not 1 <= getattr(self, name) <= 100_000:
+            if getattr(self, name) is not None and not 1 <= getattr(self, name) <= 100_000:
                 raise BadRequest(f"{name} must be a whole number from 1, got {getattr(self, name)}.")
 
 
@@ -101,7 +103,11 @@ def read_subjects(folder: Path) -> list[Subject]:
         if item.is_file() and item.suffix.lower() in PICTURES:
             found.append(Subject(name=_name(item.stem), reference=item))
         elif item.is_dir():
-            photos = sorted(one for one in item.iterdir() if one.suffix.lower() in PICTURES and not one.name.startswith("."))
+            photos = sorted(
+                one
+                for one in item.iterdir()
+                if one.suffix.lower() in PICTURES and not one.name.startswith(".") and one.is_file()
+            )
             chosen = [one for one in photos if one.stem.lower() == "reference"] or (photos if len(photos) == 1 else [])
             if len(chosen) != 1:
                 raise BadData(f"{item} has {len(photos)} photos and none, or more than one, is called reference; name one so.")

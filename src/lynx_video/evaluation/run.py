@@ -22,18 +22,20 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_video.config import GenerateConfig
 from lynx_video.draft import draft
-from lynx_video.errors import BadOutput, BadRequest, BadWeights, MissingDependency, Refused
-from lynx_video.evaluation.entry import Entry
+from lynx_video.errors import BadOutput, BadPicture, BadRequest, BadWeights, MissingDependency, NoFace, Refused
+from lynx_video.evaluation.entry import REFERENCE, Entry
 from lynx_video.evaluation.grid import CLIPS
+from lynx_video.evaluation.layouts import MANIFEST
+from lynx_video.evaluation.scorer import known_by
 from lynx_video.pool import Pool, Progress
-from lynx_video.work import SETTINGS, WORK, Made, Shelf, attempt, claim_work
+from lynx_video.work import SETTINGS, WORK, Made, Shelf, alone_in, attempt, claim_work
 
 if TYPE_CHECKING:
     from lynx_video.pipeline.load import Blueprint
     from lynx_video.safety import SafetyChecker
     from lynx_video.types import Identity
 
-MANIFEST, FAILURES = "manifest.jsonl", "failures.jsonl"
+FAILURES = "failures.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,9 +63,12 @@ class GenerateWork:
 
         def make(entry: Entry) -> Made:
             if entry.reference not in sitters:
-                sitter = identify(components.faces, entry.reference, reference_size=components.defaults.reference_size)
-                if checker is not None:
-                    _check_portrait(checker, entry.reference)
+                try:
+                    sitter = identify(components.faces, entry.reference, reference_size=components.defaults.reference_size)
+                    if checker is not None:
+                        _check_portrait(checker, entry.reference)
+                except (NoFace, BadPicture, Refused) as error:
+                    raise _Unusable(f"{REFERENCE}: {one_line(error, entry.reference)}") from error
                 sitters[entry.reference] = sitter.identity
             clip = generate(
                 components,
@@ -81,14 +86,25 @@ class GenerateWork:
             if isinstance(error, (BadWeights, MissingDependency)):  # the next clip would fare no better
                 raise error
             if error is None:
-                return {"failure": "its worker died each time it was tried"}, {}
+                return {"failure": "its worker died each time it was tried", "final": False}, {}
             kind = "refused by the safety check: " if isinstance(error, Refused) else ""
-            return {"failure": kind + " ".join(str(error).split())[:300]}, {}
+            # what will come again is not tried again
+            return {"failure": kind + one_line(error), "final": isinstance(error, (_Unusable, Refused))}, {}
 
         def do(entry: Entry) -> None:
             attempt(self.shelf, job_key(entry), stamp(entry), lambda: make(entry), lost, entry.key)
 
         return do
+
+
+class _Unusable(Exception):
+    """A reference photo of which nothing can be made: the fault of the benchmark, not of the model."""
+
+
+def one_line(error: BaseException, file: Path | None = None) -> str:
+    """An error in a line, without the file it is about."""
+    text = " ".join(str(error).split())
+    return (text.removeprefix(f"{file}: ") if file is not None else text).rstrip(".")[:300]
 
 
 def _check_portrait(checker: SafetyChecker, portrait: Path) -> None:
@@ -113,7 +129,7 @@ def stamp(entry: Entry) -> str:
     """What a clip is made from, besides the model and its settings."""
     from lynx_video.media.image import file_hash
 
-    return json.dumps([entry.prompt, entry.seed, file_hash(entry.reference)])
+    return json.dumps([entry.prompt, entry.seed, file_hash(entry.reference) if entry.reference.is_file() else ""])
 
 
 def make_clips(
@@ -125,13 +141,15 @@ def make_clips(
     survey: Callable[[], Blueprint],
     pool: Pool,
     checker: Callable[[], SafetyChecker] | None = None,
+    safety: str = "auto",
     progress: Progress = lambda *_: None,
 ) -> dict[str, Any]:
     """Make the clips of the grid that `folder` lacks; facts of what it was made with, and what failed.
 
-    name: what the report calls the model. survey: describes it; pickled, called in every worker. A clip that is there, made from the
-    same prompt, photo and noise, is not made again. Raises BadOutput for a folder that was made with another model or settings, or
-    whose clips belong to another prompt or photo; BadRequest as `plan`.
+    name: what the report calls the model; safety: what is noted of the safety check. survey: describes the model; pickled, called in
+    every worker. A clip that is there, made from the same prompt, photo and noise, is not made again; what failed is tried again,
+    unless it will fail for ever (no face in the photo, a refusal). Raises BadOutput for a folder that was made with another model or
+    settings, in which another run works, or whose clips belong to another prompt or photo; BadRequest as `plan`.
     """
     from lynx_video.pipeline.generate import plan
 
@@ -139,8 +157,23 @@ def make_clips(
     plan(blueprint, config)
     folder = folder.absolute()
     check_folder(folder)
-    made_with = settings(blueprint, config, name)
-    claim_work(folder / WORK, made_with)
+    made_with = settings(blueprint, config, name, safety)
+    with alone_in(folder / WORK):
+        claim_work(folder / WORK, made_with, otherwise="remove this one")
+        return {**made_with, **_make(folder, entries, config, survey, blueprint, pool, checker, progress)}
+
+
+def _make(
+    folder: Path,
+    entries: Sequence[Entry],
+    config: GenerateConfig,
+    survey: Callable[[], Blueprint],
+    blueprint: Blueprint,
+    pool: Pool,
+    checker: Callable[[], SafetyChecker] | None,
+    progress: Progress,
+) -> dict[str, int]:
+    """The counts of clips, of those made now, and of failures."""
     _clear_drafts(folder / CLIPS)
     write_manifest(folder, entries)
     shelf = Shelf(folder=folder / WORK / "made", run=uuid.uuid4().hex)
@@ -151,8 +184,8 @@ def make_clips(
         if done is None and entry.clip.is_file():
             _check_clip(entry)  # made, but its worker died before it noted so
             shelf.save(job_key(entry), stamps[entry.key], {})
-        elif done is None or not ("failure" in done or entry.clip.is_file()):
-            (shelf.folder / f"{job_key(entry)}.safetensors").unlink(missing_ok=True)
+        elif done is None or not (done.get("final") if "failure" in done else entry.clip.is_file()):
+            shelf.drop(job_key(entry))
             waiting.append(entry)
     work = GenerateWork(survey=survey, config=config, shelf=shelf, checker=checker)
     pool.run("generating", work, waiting, progress, use_gpus=blueprint.device != "cpu")
@@ -164,18 +197,24 @@ def make_clips(
     with draft(folder / FAILURES) as partial:
         lines = [json.dumps({"key": key, "failure": text}) + "\n" for key, text in sorted(failures.items())]
         partial.write_text("".join(lines), encoding="utf-8")
-    return {**made_with, "clips": len(entries), "made_now": len(waiting), "failures": len(failures)}
+    made_now = sum(entry.key not in failures for entry in waiting)
+    return {"clips": len(entries), "made_now": made_now, "failures": len(failures)}
 
 
-def settings(blueprint: Blueprint, config: GenerateConfig, name: str) -> dict[str, Any]:
-    """What all clips of a folder are made with: the model, and the settings but for the seed."""
-    said = {key: sorted(v) if isinstance(v, frozenset) else v for key, v in asdict(config).items() if key != "seed"}
+def settings(blueprint: Blueprint, config: GenerateConfig, name: str, safety: str = "auto") -> dict[str, Any]:
+    """What all clips of a folder are made with: the model and its face models, and the settings but for the seed and for memory."""
+    passing = ("seed", "idle_models")
+    said = {key: sorted(v) if isinstance(v, frozenset) else v for key, v in asdict(config).items() if key not in passing}
+    detector = blueprint.faces.detector()
     return {
         "model": name,
         "arm": blueprint.arm,
         "base_hash": blueprint.base_hash,
         "adapter_hash": blueprint.adapter_hash,
         "torch_dtype": str(blueprint.dtype).removeprefix("torch."),
+        "face_detector": known_by(detector) or detector.name,
+        "face_encoder": known_by(blueprint.faces.encoder()),
+        "safety_checker": safety,
         **said,
     }
 

@@ -18,10 +18,10 @@ import numpy as np
 
 from lynx_video.errors import BadPicture, BadRequest, BadWeights, MissingDependency, NoFace
 from lynx_video.evaluation.config import ScoreConfig
-from lynx_video.evaluation.entry import Entry, Record
+from lynx_video.evaluation.entry import GONE, REFERENCE, UNSCORED, Entry, Record
 from lynx_video.evaluation.metrics import face as of_faces
 from lynx_video.evaluation.metrics import picture as of_pictures
-from lynx_video.evaluation.metrics.score import Score
+from lynx_video.evaluation.metrics.score import NO_FACE, Score
 from lynx_video.pool import Pool, Progress
 from lynx_video.work import Made, Shelf, attempt
 
@@ -34,10 +34,9 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-VERSION = 1
-"""Of the metrics: with another one all clips are scored anew."""
-GONE, NO_FACE = "the clip is not there", "no frame has a face"
-REFERENCE = "the reference photo cannot be used"
+VERSION = 2
+"""Of the metrics and probes: with another one all clips are scored anew."""
+RULE = "the largest face of a frame counts, cut to the 112 px ArcFace crop by its five points"
 Probe = Callable[["Video", str], Mapping[str, float]]
 
 
@@ -53,30 +52,23 @@ class Recognisers:
         return {name: known_by(model) for name, model in self.models.items()}
 
 
-def open_faces(model: str, models: Path, detector: Path | None = None) -> FaceModels:
-    """The face models of a model by name, with another detector if one is named. models: the folder of the downloaded ones."""
-    from lynx_video.pipeline.models import MODELS, photograph_faces
-
-    faces = MODELS[model].faces(models)
-    return faces if detector is None else replace(faces, detector=photograph_faces(models, detector=detector).detector)
-
-
 def open_recognisers(faces: FaceModels, extra: Sequence[str] = ()) -> tuple[Recognisers, list[str]]:
-    """The model's judges, the extra ones (`PATH` or `NAME=PATH`), and its encoder where its weights are there; and cautions.
+    """The extra ones (`PATH` or `NAME=PATH`), the model's judges, last its encoder where its weights are there; and cautions.
 
     Raises BadRequest where nobody but the encoder could compare faces, or two have one name; BadWeights for an extra file that is
     no recogniser.
     """
     from lynx_video.face.recogniser import load_recogniser
 
-    found: dict[str, Recogniser] = {name: judge() for name, judge in faces.judges.items()}
+    found: dict[str, Recogniser] = {}
     for text in extra:
         one = load_recogniser(text)
-        if one.name in found:
+        if one.name in (*found, *faces.judges, faces.encoder_name):
             raise BadRequest(
                 f"two recognisers are called {one.name!r}; name one of them otherwise: --recogniser NAME={one.path}."
             )
         found[one.name] = one
+    found |= {name: judge() for name, judge in faces.judges.items()}
     if not found:
         raise BadRequest(
             "no recogniser is at hand but the one the model is conditioned on, which would flatter it: "
@@ -249,15 +241,13 @@ def _without(error: BaseException, file: Path) -> str:
 
 def blank(entry: Entry) -> Record:
     """The record of a clip of which nothing is known yet; paths as the entry has them."""
-    return Record(
-        key=entry.key,
-        clip=str(entry.clip),
-        subject=entry.subject,
-        reference=str(entry.reference),
-        prompt=entry.prompt,
-        prompt_id=entry.prompt_id,
-        seed=entry.seed,
-    )
+    return Record(**_names(entry))
+
+
+def _names(entry: Entry) -> dict[str, Any]:
+    """What a record says of its clip that is not measured."""
+    names = {name: getattr(entry, name) for name in ("key", "subject", "prompt", "prompt_id", "seed")}
+    return {**names, "clip": str(entry.clip), "reference": str(entry.reference)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -284,12 +274,18 @@ class ScoreWork:
             key, stamp, entry = job
 
             def lost(error: Exception | None) -> Made:
-                if isinstance(error, (BadWeights, MissingDependency)):  # the next clip would fare no better
+                if isinstance(error, MissingDependency):  # the next clip would fare no better
                     raise error
                 what = "its worker died each time it was tried" if error is None else f"{type(error).__name__}: {error}"
-                return replace(blank(entry), failure=f"could not be scored: {' '.join(what.split())[:300]}").to_json(), {}
+                return replace(blank(entry), failure=f"{UNSCORED}: {' '.join(what.split())[:300]}").to_json(), {}
 
-            attempt(self.shelf, key, stamp, lambda: (scorer(entry).to_json(), {}), lost, entry.key)
+            def make() -> Made:
+                try:
+                    return scorer(entry).to_json(), {}
+                except MemoryError:  # a clip too long for this machine is the trouble of that clip
+                    return lost(MemoryError("out of memory"))
+
+            attempt(self.shelf, key, stamp, make, lost, entry.key)
 
         return do
 
@@ -317,6 +313,7 @@ def score_clips(
     detector = opened.detector()
     judged_by = {
         "metrics_version": VERSION,
+        "faces": RULE,
         "detector": {"name": detector.name, "sha256": known_by(detector)},
         "recognisers": recognisers.hashes(),
         "conditioned": recognisers.conditioned,
@@ -328,15 +325,25 @@ def score_clips(
     shelf = Shelf(folder=shelf_folder.absolute(), run=uuid.uuid4().hex)
     hashes: dict[Path, str] = {}
     jobs = [(_digest(entry.key)[:24], _digest(_stamp(entry, signature, hashes)), entry) for entry in entries]
-    waiting = [job for job in jobs if shelf.value(job[0], job[1]) is None]
+    waiting = []
+    for job in jobs:
+        value = shelf.value(job[0], job[1])
+        if value is not None and str(value.get("failure", "")).startswith(UNSCORED):  # tried again
+            shelf.drop(job[0])
+            value = None
+        if value is None:
+            waiting.append(job)
     work = ScoreWork(faces=faces, extra=tuple(extra), probe=probe, config=config, shelf=shelf)
     pool.run("scoring", work, waiting, progress)
     records = []
     for key, stamp, entry in jobs:
         value = shelf.value(key, stamp)
-        if value is None:
+        assert value is not None, "the pool has done all jobs or raised"
+        record = Record.from_json(value, entry.key)
+        if record.sha256 and record.sha256 != hashes[entry.clip]:
+            shelf.drop(key)
             raise BadRequest(f"{entry.clip} changed while it was scored; give the same command again.")
-        records.append(Record.from_json(value, entry.key))
+        records.append(replace(record, **_names(entry)))
     return records, {**judged_by, "cautions": cautions, "scored_now": len(waiting)}
 
 
@@ -350,8 +357,7 @@ def _stamp(entry: Entry, signature: str, hashes: dict[Path, str]) -> str:
         return hashes[file]
 
     files = [content(entry.clip), content(entry.reference), *(content(other) for other in entry.others)]
-    names = [str(entry.clip), str(entry.reference), entry.subject, entry.prompt_id, entry.seed]
-    return json.dumps([signature, files, names, entry.prompt])
+    return json.dumps([signature, files, entry.prompt])
 
 
 def _digest(text: str) -> str:

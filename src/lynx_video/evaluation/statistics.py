@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 RESAMPLES = 4000
 LEVEL = 0.95
 SEED = 0
+FEW = " (few subjects: too narrow)"
 _TIE = 1e-12  # means closer than this share a rank: resampled sums differ in their last bits
 
 
@@ -60,7 +61,8 @@ class Estimate:
         if self.low is not None and self.high is not None:
             text += f" [{format(self.low, spec)}, {format(self.high, spec)}]"
         text += f", n = {self.n} of {self.subjects} subject{'' if self.subjects == 1 else 's'}"
-        return text + (" (one subject: no interval)" if self.subjects == 1 else "") + self._aside()
+        few = {1: " (one subject: no interval)", 2: FEW, 3: FEW, 4: FEW}
+        return text + few.get(self.subjects, "") + self._aside()
 
     def _aside(self) -> str:
         worst = f", {self.worst} of them failed and counted as the worst" if self.worst else ""

@@ -3,9 +3,9 @@
 Written as `summary.json` (read back by `read_summary`), `scores.csv` (a line a clip, as it counts in the means) and `radar.png`.
 The order of the records changes no byte of them.
 
-A clip that failed counts as the documented worst of every metric that has one (see `metrics.catalogue`) and was not measured of it;
-a score that is missing otherwise is left out of the mean and counted by its reason. A metric that no clip which did not fail
-has a value of was not measured: there nothing counts as the worst.
+A clip that does not decode counts as the documented worst of every metric that has one (see `metrics.catalogue`), one without a face
+as the worst of those that need a face; a score that is missing otherwise is left out of the mean and counted by its reason. A metric
+that no clip which did not fail has a value of was not measured: there nothing counts as the worst.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from typing import Any
 
 from lynx_video.draft import draft
 from lynx_video.errors import BadData
-from lynx_video.evaluation.entry import Record
+from lynx_video.evaluation.entry import UNSCORED, Record
 from lynx_video.evaluation.metrics.catalogue import METRICS, Metric, metric, part
+from lynx_video.evaluation.metrics.score import NO_FACE
 from lynx_video.evaluation.statistics import Estimate, estimate
 
 SCORES = "scores.jsonl"
 SUMMARY = "summary.json"
 CONDITIONED = "† the model was conditioned on this recogniser, so its similarity flatters"
 FACE_AXES = 3
+OF_FACES = ("similarity", "worst_tenth", "kept", "consistency", "coverage")
+"""Metrics of which a clip without a face has the worst."""
 AXES = {
     "prompt": ("judge/prompt_following", "probe/prompt"),
     "aesthetics": ("judge/aesthetics", "probe/clean"),
@@ -128,11 +131,17 @@ class Summary:
             raise BadData(f"{where}: not a summary of an evaluation ({error!r}).") from error
 
 
-def summarise(records: Iterable[Record], about: Mapping[str, Any] | None = None, conditioned_on: Sequence[str] = ()) -> Summary:
+def summarise(
+    records: Iterable[Record],
+    about: Mapping[str, Any] | None = None,
+    conditioned_on: Sequence[str] = (),
+    recognisers: Sequence[str] = (),
+) -> Summary:
     """The summary of records in any order.
 
     about: what ran (versions, hashes, commands, settings, the judge's tally), plain JSON values, shown as they are.
-    conditioned_on: names of recognisers the model was conditioned on. Raises BadData without records or for a key that comes twice.
+    conditioned_on: names of recognisers the model was conditioned on. recognisers: the order of the face axes. Raises BadData without
+    records or for a key that comes twice.
     """
     found = in_order(records)
     columns = columns_of(found)
@@ -147,7 +156,7 @@ def summarise(records: Iterable[Record], about: Mapping[str, Any] | None = None,
         subjects=tuple(sorted({record.subject for record in found})),
         prompts={record.prompt_id: record.prompt for record in sorted(found, key=lambda one: one.prompt_id)},
         conditioned_on=tuple(sorted(conditioned_on)),
-        axes=axes_of(metrics, conditioned_on),
+        axes=axes_of(metrics, conditioned_on, recognisers),
         metrics=metrics,
         by_subject=_breakdown(found, columns, [record.subject for record in found]),
         by_prompt=_breakdown(found, columns, [record.prompt_id for record in found]),
@@ -197,8 +206,16 @@ def _column(records: Sequence[Record], name: str) -> list[float | None]:
     sound = [value for record, value in zip(records, known, strict=True) if not record.failure]
     # Where all clips failed there is nothing to tell by; then they count as the worst.
     measured = not sound or any(value is not None for value in sound)
-    worst = describe(name).worst if measured else None
-    return [worst if record.failure and value is None else value for record, value in zip(records, known, strict=True)]
+    return [_worst(record, name) if measured and v is None else v for record, v in zip(records, known, strict=True)]
+
+
+def _worst(record: Record, name: str) -> float | None:
+    """What a clip counts as that has no value, where that is the clip's own fault; None: it is left out."""
+    if not record.failure or record.failure.startswith(UNSCORED):
+        return None
+    # no frame at all, or no frame with a face and a metric that needs one; a judge that did not answer is another matter
+    needs_face = name.split("/", 1)[0] in OF_FACES and record.missing.get(name, NO_FACE) == NO_FACE
+    return describe(name).worst if needs_face or not record.frames else None
 
 
 def _known(record: Record, name: str) -> float | None:
@@ -222,10 +239,20 @@ def failure_of(record: Record) -> str:
     return after if after and len(before.split()) <= 1 else record.failure
 
 
-def axes_of(metrics: Mapping[str, Estimate], conditioned_on: Sequence[str] = ()) -> tuple[Axis, ...]:
-    """The seven axes: up to three recognisers, those the model was not conditioned on first, then what AXES names."""
+def axes_of(
+    metrics: Mapping[str, Estimate], conditioned_on: Sequence[str] = (), recognisers: Sequence[str] = ()
+) -> tuple[Axis, ...]:
+    """The seven axes: up to three recognisers, those the model was not conditioned on first, then what AXES names.
+
+    recognisers: in which order they come beyond that; by name where it is silent.
+    """
     measured = [name for name, one in metrics.items() if one.n]
-    faces = sorted((part(name) in conditioned_on, name) for name in measured if name.startswith("similarity/"))
+    order = {name: i for i, name in enumerate(recognisers)}
+
+    def place(name: str) -> tuple[bool, int, str]:
+        return part(name) in conditioned_on, order.get(part(name), len(order)), name
+
+    faces = [(part(n) in conditioned_on, n) for n in sorted((n for n in measured if n.startswith("similarity/")), key=place)]
     axes = []
     for conditioned, name in faces[:FACE_AXES]:
         coverage = metrics.get(f"coverage/{part(name)}") or metrics.get("coverage")

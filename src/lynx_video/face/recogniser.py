@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -50,7 +51,8 @@ class OnnxRecogniser:
         # One thread: sums are split otherwise with the number of cores.
         self._session = open_session(self.path, "face recogniser", threads=1)
         self._check()
-        self._raw = {"Sub", "Mul"} <= set(_first_operators(self.path))
+        # a subtraction and a multiplication before the first convolution: it scales by itself
+        self._raw = {"Sub", "Mul"} <= set(takewhile(lambda name: name != "Conv", _first_operators(self.path)))
         self.width = self._vector(np.linspace(-1, 1, 3 * ARCFACE_SIZE**2, dtype=np.float32).reshape(_INPUT)).size
         self.hash = _hash(self.path)
 

@@ -23,7 +23,7 @@ class Metric:
     worst: float | None = None
 
 
-# by the part before the slash
+# by the whole name, or by the part before the slash
 METRICS: dict[str, Metric] = {
     "similarity": Metric(
         label="face similarity",
@@ -82,14 +82,28 @@ METRICS: dict[str, Metric] = {
     "clip_score": Metric(label="CLIP score", text="Cosine between prompt and frames by a CLIP model, mean over frames."),
     "judge": Metric(label="judge model", text="0 to 1 by a vision-language model, see the rubric.", worst=0.0),
     "probe": Metric(
-        label="probe", text="1 where a drawn clip shows what was asked for, else 0: exact, since it was drawn.", worst=0.0
+        label="probe", text="1 where a drawn clip shows what its prompt asks for, else 0: exact, since it was drawn.", worst=0.0
+    ),
+    "probe/prompt": Metric(label="probe: wall and shirt", text="Share of wall and shirt that are as asked.", worst=0.0),
+    "probe/following": Metric(
+        label="probe: all that was asked", text="Share of wall, shirt and motion that are as asked.", worst=0.0
+    ),
+    "probe/clean": Metric(
+        label="probe: clean wall",
+        text="Share of the wall in the upper corners that has the wall's colour. Stands in for aesthetics on drawn clips.",
+        worst=0.0,
+    ),
+    "probe/steady": Metric(
+        label="probe: steady wall",
+        text="Share of that wall that keeps its colour from frame to frame. Stands in for quality on drawn clips.",
+        worst=0.0,
     ),
 }
 
 
 def metric(name: str) -> Metric:
     """The metric behind a name such as `similarity/nano judge`. Raises KeyError for one that is not in the table."""
-    return METRICS[name.split("/", 1)[0]]
+    return METRICS[name] if name in METRICS else METRICS[name.split("/", 1)[0]]
 
 
 def part(name: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from lynx_video.errors import MissingDependency
 from lynx_video.evaluation.metrics.picture import one_thread
-from lynx_video.evaluation.metrics.score import Score
+from lynx_video.evaluation.metrics.score import NO_FACE, Score
 from lynx_video.face.align import ARCFACE_SIZE
 from lynx_video.face.quality import pitch_of, yaw_of
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-NO_FACE = "no frame has a face"
 FRONTAL_DEGREES = 15.0
 _WINDOW = 7  # pixels, of the structural similarity
 _SMOOTH = 5  # pixels over which grey values are smoothed while two faces are laid over each other

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NO_FACE = "no frame has a face"
+"""The reason of whatever needs one."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
