@@ -50,10 +50,7 @@ def test_every_planted_fault_is_counted(request_of, here_pool, tmp_path):
     assert [problem.reason for problem in result.problems] == ["missing clip"]
     assert "1 problems" in result.cautions[0] or "missing clip" in result.cautions[0]
     text = table(summary)
-    assert (
-        "n = 15 of 3 subjects (few subjects: too narrow), 4 of them failed and counted as the worst, 1 left out"
-        in text
-    )
+    assert "n = 15 of 3 subjects (few subjects: too narrow), 4 of them failed and counted as the worst, 1 left out" in text
     assert text.count("failed: 1 x ") == 4
     page = (tmp_path / "scores" / "report.html").read_text()
     for name in ("cut", "text", "empty", "gone", "nobody"):

@@ -170,8 +170,7 @@ def test_page(page):
     assert re.search(r"rank \d \[\d, \d\] of 2", page.text)
     assert "11 of 4 subjects" in page.text
     assert (
-        "Coverage: <b>first: 0.900 [0.900, 0.900], n = 11 of 4 subjects (few subjects: too narrow); <b>later: 0."
-        in page.text
+        "Coverage: <b>first: 0.900 [0.900, 0.900], n = 11 of 4 subjects (few subjects: too narrow); <b>later: 0." in page.text
     )
     assert not re.search(r"https?://|@import|url\((?!#)|fetch\(", page.source)
     assert page.source.count("</script>") == 2

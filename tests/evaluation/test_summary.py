@@ -160,7 +160,13 @@ def test_scores_are_read_line_by_line(tmp_path):
     text = "".join(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in found)
     file.write_text(text, encoding="utf-8")
     assert read_scores(file) == found
-    for damage, message in (("", "holds no scores"), (text[:-30], "line 2: no JSON"), (text + "{}\n", "line 3: no record")):
+    odd = json.dumps(record("c").to_json() | {"scores": {"coverage": "all"}}) + "\n"
+    for damage, message in (
+        ("", "holds no scores"),
+        (text[:-30], "line 2: no JSON"),
+        (text + "{}\n", "line 3: no record"),
+        (text + odd, "line 3: the score coverage is no number: 'all'"),
+    ):
         file.write_text(damage, encoding="utf-8")
         with pytest.raises(BadData, match=message):
             read_scores(file)

@@ -72,6 +72,10 @@ class Record:
         """The record in JSON values. Raises BadData, naming `where`, for what is none."""
         known = {one.name for one in fields(cls)}
         try:
-            return cls(**{name: value for name, value in values.items() if name in known})
+            record = cls(**{name: value for name, value in values.items() if name in known})
+            odd = [name for name, value in record.scores.items() if not (value is None or type(value) in (int, float))]
         except (TypeError, AttributeError) as error:
             raise BadData(f"{where}: no record of a scored clip ({error}).") from error
+        if odd:
+            raise BadData(f"{where}: the score {odd[0]} is no number: {record.scores[odd[0]]!r}.")
+        return record
