@@ -199,7 +199,7 @@ def write(request: Any, found: dict[str, dict[str, Record]]) -> None:
     with draft(request.output / "numbers.json") as partial_file:
         partial_file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    plot(request.output / "trade.png", numbers)
+    plot(request.output / "arms.png", numbers)
 
 
 def cell(one: Estimate | None, difference: Estimate | None) -> str:
@@ -213,23 +213,33 @@ def cell(one: Estimate | None, difference: Estimate | None) -> str:
 
 
 def plot(file: Path, numbers: dict[str, dict[str, Estimate]]) -> None:
-    """Likeness against obedience, a point an arm, a panel a group."""
+    """A line an arm: likeness, obedience and motion, each with its interval; dotted: both adapters as they are."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(15, 9), layout="constrained")
-    panels = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
-    for panel, (group, arms) in zip(panels, GROUPS.items(), strict=True):
-        for name in dict.fromkeys([*arms, DEFAULT]):
-            x, y = numbers[name]["similarity/nano judge"], numbers[name]["probe/following"]
-            assert None not in (x.mean, x.low, x.high, y.mean, y.low, y.high)
+    rows = [(group, name) for group, arms in GROUPS.items() for name in arms]
+    rows.insert(len(GROUPS["adapters"]), ("adapters", CEILING))
+    shown = {
+        "similarity/nano judge": "face similarity (nano judge)",
+        "probe/following": "wall, shirt and motion as asked",
+        "motion_amount": "motion, frame heights a second",
+    }
+    figure = Figure(figsize=(13, 0.26 * len(rows) + 1.4), layout="constrained")
+    panels = figure.subplots(1, len(shown), sharey=True, width_ratios=(2, 1, 1))
+    for panel, (measure, title) in zip(panels, shown.items(), strict=True):
+        for place, (group, name) in enumerate(rows):
+            one = numbers[name][measure]
             colour = "#d55e00" if name == DEFAULT else "#0072b2"
-            spread = {"xerr": [[x.mean - x.low], [x.high - x.mean]], "yerr": [[y.mean - y.low], [y.high - y.mean]]}  # type: ignore[operator]
-            panel.errorbar(x.mean, y.mean, **spread, fmt="o", color=colour, elinewidth=0.8)
-            panel.annotate(name, (x.mean, y.mean), fontsize=8, xytext=(4, 4), textcoords="offset points")
-        panel.set_title(f"{group} (n = {numbers[DEFAULT]['coverage'].n} clips a point)", fontsize=10)
-        panel.set_xlabel("face similarity (nano judge)")
-        panel.set_ylabel("wall, shirt and motion as asked")
-        panel.grid(alpha=0.3)
+            panel.plot([one.low, one.high], [place, place], color=colour, linewidth=1.6)
+            panel.plot([one.mean], [place], "o", color=colour, markersize=4)
+            if place and group != rows[place - 1][0]:
+                panel.axhline(place - 0.5, color="#cccccc", linewidth=0.8)
+        panel.axvline(numbers[DEFAULT][measure].mean, color="#d55e00", linewidth=0.8, linestyle=":")
+        panel.set_title(title, fontsize=10)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(rows)), [name for _, name in rows], fontsize=8)
+    panels[0].invert_yaxis()
+    everybody = numbers[DEFAULT]["coverage"]
+    figure.suptitle(f"n = {everybody.n} clips of {everybody.subjects} people an arm; 95% intervals over people", fontsize=9)
     with draft(file) as partial_file:
         figure.savefig(partial_file, dpi=110, format="png")
 

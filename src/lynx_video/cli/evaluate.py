@@ -386,5 +386,9 @@ def _system(facts: dict[str, Any]) -> str:
     """The model's name, and what differs from its defaults."""
     plain = asdict(GenerateConfig())
     differs = {key: value for key, value in facts.items() if key in plain and key != "seed" and value != plain[key]}
-    said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in differs.items())
+    said = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in differs.items())
     return f"{facts.get('model', '')} ({said})" if said else str(facts.get("model", ""))
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
