@@ -15,6 +15,7 @@ import pytest
 from lynx_video.media.image import write_picture
 from lynx_video.media.video import read_metadata, write_video
 from lynx_video.nano.people import album
+from lynx_video.work import WORK
 
 # What Ray and its own libraries warn of is theirs.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -181,7 +182,7 @@ def test_killed_twice_it_ends_in_the_same_report(tmp_path):
     whole = start(tmp_path / "whole", *command)
     _, err = whole.communicate(timeout=900)
     assert whole.returncode == 0, err
-    for pattern, enough in (("clips/*/*.mp4", 9), ("scores/work/scores/*.safetensors", 9)):
+    for pattern, enough in (("clips/*/*.mp4", 9), (f"scores/{WORK}/scores/*.safetensors", 9)):
         running = start(tmp_path / "killed", *command)
         while len(list((tmp_path / "killed" / "out").glob(pattern))) < enough:
             assert running.poll() is None, running.communicate()[1]
