@@ -8,7 +8,7 @@ import torch
 
 from lynx_video import GenerateConfig, generate, load
 from lynx_video.nano.people import portrait
-from lynx_video.nano.recipe import base, data, export, face, speed, vae
+from lynx_video.nano.recipe import base, data, detector, export, face, speed, vae
 from lynx_video.nano.recipe.drawn import Drawn, conditions
 from lynx_video.pipeline.identify import identify
 from lynx_video.pipeline.load import survey
@@ -22,14 +22,15 @@ pytestmark = pytest.mark.slow
 def test_the_whole_recipe(tmp_path, monkeypatch):
     for module, names in (
         (vae, ("STILLS", "CLIPS")),
-        (face, ("ENCODER", "JUDGE", "DETECTOR", "DETECTOR_MOUTH")),
+        (face, ("ENCODER", "JUDGE")),
+        (detector, ("DETECTOR", "DETECTOR_MOUTH")),
         (base, ("STILLS", "CLIPS")),
     ):
         for name in names:
             monkeypatch.setattr(module, name, replace(getattr(module, name), steps=2))
     monkeypatch.setattr(data, "PEOPLE", 400)
     monkeypatch.setattr(data, "FILMED", 220)
-    monkeypatch.setattr(face, "FILMED", 16)
+    monkeypatch.setattr(detector, "FILMED", 16)
     monkeypatch.setattr(export, "WEIGHTS", tmp_path / "weights")
     plain = functools.partial(speed.prepare_, compiled=False)
     monkeypatch.setattr(base, "prepare_", plain)

@@ -186,7 +186,8 @@ def _write_mp4(
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(100_000))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         crf = min(51.0, max(0.0, 17 + (QUALITY - quality) / 2))
-        stream.options = {"crf": f"{crf:g}", "preset": "medium"}
+        # x264's macroblock tree rounds otherwise from process to process; without it the same frames are the same file.
+        stream.options = {"crf": f"{crf:g}", "preset": "medium", "x264-params": "mbtree=0"}
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = 1  # limited, as every player expects of 4:2:0
