@@ -4,7 +4,7 @@
 
 Every arm makes the same clips (40 people x 2 of 20 prompts, the same noise) in a folder of its own below RUNS, by the package's own
 `evaluate`; differences are paired, intervals 95% bootstrap intervals over people. Killed and called again, it goes on. RUNS may hold
-a folder `both` of `lynx-video evaluate run`, whose clips are then not made again.
+a copy of a folder of `lynx-video evaluate run` as `both`, whose clips are then not made again.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def score(pool: Pool, folder: Path, chosen: list[Entry]) -> list[Record]:
 
 
 def write(request: Any, found: dict[str, dict[str, Record]]) -> None:
-    """Tables as markdown, numbers as JSON, two plots."""
+    """Tables as markdown, numbers as JSON, a plot."""
     keys = sorted(found[DEFAULT])
     subjects = [found[DEFAULT][key].subject for key in keys]
     columns = {name: columns_of([records[key] for key in keys]) for name, records in found.items()}

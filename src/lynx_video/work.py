@@ -1,6 +1,7 @@
 """A work folder: one small file for each thing done, whole or not there, so that a killed run goes on.
 
     settings.json         what the files were made with
+    lock                  held by the run that works here
     STAGE/KEY.safetensors a result: an item that was looked at, an example that was encoded, a clip that was scored
     STAGE/KEY.begun       which run began with it: one that killed its worker twice is given up
 
@@ -101,12 +102,14 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Nobody else works in this work folder meanwhile; a killed holder holds it no longer. Raises BadOutput if somebody does."""
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
         lock.acquire(timeout=0)
     except Timeout:
         raise BadOutput(f"{folder}: another run works here; wait for it, or take another folder.") from None
+    except (OSError, NotImplementedError) as error:
+        raise BadOutput(f"{folder / LOCK}: can't be locked ({error}); take a folder on a disk that can.") from error
     try:
         yield
     finally:

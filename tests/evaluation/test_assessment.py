@@ -11,6 +11,7 @@ from lynx_video.errors import BadOutput, BadRequest, BadWeights, LynxError, Miss
 from lynx_video.evaluation.assessment import Request, assess, check, made_with, table
 from lynx_video.evaluation.config import ScoreConfig
 from lynx_video.evaluation.metrics.judge import JudgeConfig
+from lynx_video.evaluation.scorer import known_by
 from lynx_video.pipeline.models import MODELS
 
 
@@ -155,6 +156,62 @@ def test_what_conditioned_the_model_comes_last_and_is_marked_where_it_is_known(r
     assert [axis.label for axis in told.summary.axes[:3]] == [
         "face: nano second judge", "face: nano encoder", "face: nano judge †",
     ]  # fmt: skip
+
+
+def test_an_encoder_that_a_run_did_not_use_is_not_marked(request_of, here_pool):
+    made = {"model": "nano", "adapter_hash": "a", "face_encoder": known_by(MODELS["nano"].faces(Path()).encoder())}
+    marked = [
+        assess(request_of(made_with=made | more), here_pool).summary.conditioned_on
+        for more in ({"ip_scale": 1.0}, {"ip_scale": 0.0}, {"ip_scale": 1.0, "face_encoder": "another"})
+    ]
+    assert marked == [("nano encoder",), (), ()]
+    named = assess(request_of(conditioned_on=("nanno judge",)), here_pool)
+    assert any("'nanno judge' is none of the recognisers" in caution for caution in named.cautions)
+
+
+def subset(planted, name, *ids):
+    """A manifest of some of the planted clips; removed by the caller."""
+    lines = [json.loads(line) for line in (planted / "manifest.jsonl").read_text().splitlines()]
+    manifest = planted / f"{name}.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines if line["prompt_id"] in ids))
+    return manifest
+
+
+def test_where_every_clip_fails_they_count_as_the_worst(request_of, here_pool, planted):
+    manifest = subset(planted, "bad", "cut", "text")
+    try:
+        found = assess(request_of(manifest=manifest), here_pool).summary
+    finally:
+        manifest.unlink()
+    assert found.metrics["similarity/nano judge"].mean == 0.0
+    assert (found.axes[0].label, found.axes[0].estimate.n) == ("face: nano judge", 2)
+
+
+def test_a_photo_that_cannot_be_used_is_no_clips_fault_even_if_the_clip_is_gone(request_of, here_pool, planted):
+    lines = [json.loads(line) for line in (planted / "manifest.jsonl").read_text().splitlines()]
+    good = next(line for line in lines if line["prompt_id"] == "honest-0-0")
+    gone = next(line for line in lines if line["prompt_id"] == "gone") | {"reference": "subjects/nobody.png"}
+    manifest = planted / "nobody.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in (good, gone)))
+    try:
+        found = assess(request_of(manifest=manifest), here_pool).summary
+    finally:
+        manifest.unlink()
+    similarity = found.metrics["similarity/nano judge"]
+    assert (similarity.n, similarity.worst, similarity.left_out) == (1, 0, 1)
+    assert found.metrics["coverage"].worst == 1
+
+
+def test_of_a_run_clips_without_a_usable_photo_are_left_out_and_named_once(request_of, here_pool, planted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(planted, folder)
+    (folder / "clips" / "honest-1-0.mp4").unlink()
+    key = "person001/honest-1-0"
+    reason = "the reference photo cannot be used: No face was found in it"
+    (folder / "failures.jsonl").write_text(json.dumps({"key": key, "failure": reason}) + "\n")
+    result = assess(request_of(folder=folder, made_with={"model": "nano"}), here_pool)
+    assert result.summary.clips == 15
+    assert [problem.reason for problem in result.problems if "honest-1-0" in problem.item] == ["unusable reference"]
 
 
 def test_a_judge_that_says_nothing_of_a_clip_without_a_face_is_no_zero(request_of, here_pool, endpoint, planted):

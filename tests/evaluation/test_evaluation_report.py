@@ -63,10 +63,10 @@ def test_axes_with_interval_n_and_coverage(page, clips):
     mean, coverage, n = rows["face: judge face similarity (judge)"]
     assert mean == f"{judge.mean:.3f} [{judge.low:.3f}, {judge.high:.3f}]"
     assert coverage.startswith(f"{summary.metrics['coverage'].mean:.3f} [")
-    assert n == "12 of 4 subjects 2 failed, as worst"
+    assert n == "12 of 4 subjects (few subjects: too narrow) 2 failed, as worst"
     assert "face: seen † face similarity (seen) † conditioned on it, so it flatters" in rows
     aesthetics = rows["aesthetics judge model (aesthetics)"]
-    assert aesthetics[1:] == ["", "10 of 4 subjects 1 failed, as worst, 2 left out"]
+    assert aesthetics[1:] == ["", "10 of 4 subjects (few subjects: too narrow) 1 failed, as worst, 2 left out"]
     assert rows["motion not measured"] == ["not measured", "", "0"]
     charts = [attrs["aria-label"] for attrs in page.all("svg")]
     assert len(charts) == 2
@@ -83,7 +83,7 @@ def test_all_metrics_with_their_explanation(page):
     assert rows[similarity][2:] == ["2 as 0", "0"]
     flicker = next(name for name in rows if name.startswith("flicker"))
     assert "Lower is better" in flicker
-    assert rows[flicker][1:] == ["10 of 4 subjects", "0", "2"]
+    assert rows[flicker][1:] == ["10 of 4 subjects (few subjects: too narrow)", "0", "2"]
 
 
 def test_breakdowns(page):

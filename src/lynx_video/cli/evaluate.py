@@ -162,19 +162,18 @@ def run(
         judge=judge,
         command=_command(),
     )
-    if not flags.clips_only:
-        check(request)
     entries, cautions = _entries(out.absolute(), grid, flags.ext, drawn=drawn)
+    if not flags.clips_only:
+        check(request, ask_judge=not all(entry.clip.is_file() for entry in entries))
     loads, spoken = _checker(flags, model, blueprint)
     for caution in (*blueprint.cautions, *cautions, *spoken):
         console.warn(caution)
-    name = model.model if model.base_model_path is None else Path(model.base_model_path).name
     with resumable(silent=console.silent) as progress, open_pool(work.workers, work.ray_address) as pool:
         facts = make_clips(
             out,
             entries,
             config,
-            name=name,
+            name=model.model,
             survey=survey,
             pool=pool,
             checker=loads,
@@ -279,7 +278,9 @@ def compare(folders: tuple[Path, ...], output: Path, quiet: bool, as_json: bool)
 
 def _comparison(found: Comparison) -> str:
     """For each axis every system's mean and place, and how the later ones differ from the first."""
-    lines = [f"{len(found.keys)} clips pair; not in all: " + ", ".join(f"{one.name} {len(one.only)}" for one in found.systems)]
+    lines = [
+        f"{len(found.keys)} clips are in all; not paired: " + ", ".join(f"{one.name} {len(one.only)}" for one in found.systems)
+    ]
     for axis in found.axes:
         if not axis.measure:
             continue
@@ -320,14 +321,14 @@ def _entries(out: Path, grid: GridConfig, extension: str, *, drawn: bool) -> tup
     cautions = []
     if grid.tasks is not None:
         if grid.tasks > len(prompts):
-            cautions.append(f"there are {len(prompts)} prompts, --tasks asks for {grid.tasks}.")
+            cautions.append(f"there are {len(prompts)} prompts, the grid asks for {grid.tasks}.")
         prompts = tuple(prompts[i] for i in np.linspace(0, len(prompts) - 1, min(grid.tasks, len(prompts))).round().astype(int))
     if grid.subjects is None:
         subjects = draw_subjects(out, grid.people or DRAWN)
     else:
         subjects = read_subjects(grid.subjects.absolute())
         if grid.people is not None and grid.people > len(subjects):
-            cautions.append(f"{grid.subjects} has {len(subjects)} subjects, --people asks for {grid.people}.")
+            cautions.append(f"{grid.subjects} has {len(subjects)} subjects, the grid asks for {grid.people}.")
         subjects = subjects[: grid.people]
     return entries(out, subjects, prompts, grid.seeds, extension), cautions
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 PACKAGES = ("torch", "diffusers", "numpy", "opencv-python-headless", "scikit-image", "scipy", "onnxruntime", "av", "openai")
-OURS = ("model", "arm", "base_hash", "adapter_hash", "face_encoder")
+OURS = ("model", "arm", "base_hash", "adapter_hash")
 """By these the settings of a run of ours are known."""
 _DECIMALS = 6  # of a score in a file; it was measured on 8-bit frames
 
@@ -89,8 +89,7 @@ def assess(request: Request, pool: Pool, progress: Progress = lambda *_: None) -
     from lynx_video.evaluation.report import write_report
 
     _check_installed()
-    if request.output.exists() and not request.output.is_dir():
-        raise BadOutput(f"{request.output} is a file; name a folder for the results.")
+    _check_output(request.output)
     folder, output = request.folder.absolute(), request.output.absolute()
     entries, problems = read_folder(
         folder,
@@ -100,13 +99,15 @@ def assess(request: Request, pool: Pool, progress: Progress = lambda *_: None) -
     )
     made = _reasons(folder) if request.made_with else {}
     unusable = {key: why for key, why in made.items() if why.startswith(REFERENCE)}
-    problems = [
-        *(one for one in problems if one.item not in unusable),
-        *(Problem(item=key, reason="unusable reference", detail=f"{why}; left out") for key, why in sorted(unusable.items())),
+    left_out = [entry for entry in entries if entry.key in unusable]
+    names = {place(str(entry.clip), folder) for entry in left_out}
+    problems = [one for one in problems if one.item not in names or one.reason not in ("missing clip", "missing reference")]
+    problems += [
+        Problem(item=one.key, reason="unusable reference", detail=f"{unusable[one.key]}; left out") for one in left_out
     ]
     entries = [entry for entry in entries if entry.key not in unusable]
     if not entries:
-        raise BadData(f"{folder}: no reference photo can be used, so there is nothing to score. {problems[0].detail}.")
+        raise BadData(f"{folder}: no reference photo can be used ({problems[-1].detail}), so there is nothing to score.")
     records, judged_by = score_clips(
         entries,
         output / WORK / "scores",
@@ -138,8 +139,17 @@ def assess(request: Request, pool: Pool, progress: Progress = lambda *_: None) -
         "problems": [f"{one.item}: {one.reason} ({one.detail})" for one in problems],
         "versions": versions(),
     }
-    known = {*request.conditioned_on, *([judged_by["conditioned"]] if request.made_with else [])}
-    about["conditioned_on"] = sorted(known - {""}) or "not known"
+    detector = judged_by["detector"]
+    if request.made_with.get("face_detector", detector["sha256"]) not in (detector["sha256"], detector["name"]):
+        cautions.append(f"the clips were made with another face detector than the one that scores ({detector['name']}).")
+    known = _conditioned_on(request, judged_by["recognisers"])
+    if unheard := sorted(set(request.conditioned_on) - set(judged_by["recognisers"])):
+        cautions.append(f"{unheard[0]!r} is none of the recognisers that score: {', '.join(judged_by['recognisers'])}.")
+    if known >= set(judged_by["recognisers"]):
+        cautions.append(
+            "every recogniser conditioned what made the clips, so all similarities flatter: add another with --recogniser."
+        )
+    about["conditioned_on"] = sorted(known) or ("nothing" if request.made_with else "not known")
     summary = summarise(records, about, sorted(known & set(judged_by["recognisers"])), list(judged_by["recognisers"]))
     with draft(output / SCORES) as partial:
         partial.write_text("".join(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in records), encoding="utf-8")
@@ -149,6 +159,14 @@ def assess(request: Request, pool: Pool, progress: Progress = lambda *_: None) -
         kinds = ", ".join(f"{count} {reason}" for reason, count in Counter(one.reason for one in problems).most_common())
         cautions.append(f"the folder has {len(problems)} problems ({kinds}); each is named in the report.")
     return Result(summary=summary, records=records, problems=problems, cautions=cautions)
+
+
+def _conditioned_on(request: Request, hashes: Mapping[str, str]) -> set[str]:
+    """The recognisers that conditioned what made the clips: those that were named, and the encoder of a run that used it."""
+    made = request.made_with
+    used = bool(made) and bool(made.get("adapter_hash")) and made.get("ip_scale") != 0
+    encoder = made.get("face_encoder") if used else ""
+    return {*request.conditioned_on, *(name for name, known in hashes.items() if encoder and known == encoder)}
 
 
 def _judge(
@@ -176,6 +194,9 @@ def _judge(
     cost, total = facts.pop("cost"), facts.pop("cost_with_cached")
     priced = "" if cost is None else f", cost {cost:g}"
     spent = [f"judge: {facts.pop('requests')} questions asked, {facts.pop('cached')} votes kept from before{priced}."]
+    if facts["left_out"]:
+        spent.append(f"judge: the endpoint does not know {', '.join(facts['left_out'])}.")
+    del facts["left_out"]
     if facts["failures"]:
         spent.append(f"judge: votes that are none: {', '.join(f'{n} {why}' for why, n in facts['failures'].items())}.")
     return [_with(record, found.get(record.key, {})) for record in records], {**facts, **totals, "cost": total}, spent
@@ -190,22 +211,28 @@ def _with(record: Record, scores: Mapping[str, Score]) -> Record:
     )
 
 
-def check(request: Request) -> None:
-    """Whatever can be refused before the clips are made: what is not installed, recognisers, the CLIP model, the judge.
+def check(request: Request, *, ask_judge: bool = True) -> None:
+    """Whatever can be refused before the clips are made: the output, what is not installed, recognisers, the CLIP model, the judge.
 
-    Raises as `assess`.
+    ask_judge: False where its votes may all be kept from before. Raises as `assess`.
     """
     _check_installed()
+    _check_output(request.output)
     open_recognisers(request.faces(), request.extra)
     if request.config.clip_model is not None:
         from lynx_video.evaluation.metrics.text import ClipScorer
 
         ClipScorer(request.config.clip_model).load()
-    if request.judge is not None and request.judge.judge_url is not None:
+    if ask_judge and request.judge is not None and request.judge.judge_url is not None:
         from lynx_video.evaluation.metrics.judge import Judge
 
         with Judge(request.judge, request.output / WORK / "judge") as judge:
             judge.check()
+
+
+def _check_output(output: Path) -> None:
+    if output.exists() and not output.is_dir():
+        raise BadOutput(f"{output} is a file; name a folder for the results.")
 
 
 def _check_installed() -> None:
@@ -254,13 +281,14 @@ def _reasons(folder: Path) -> dict[str, str]:
 
 def _relative(record: Record, folder: Path) -> Record:
     """Paths relative to the folder where they lie in it, numbers as a file keeps them."""
-
-    def place(text: str) -> str:
-        path = Path(text)
-        return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else text
-
     scores = {name: None if value is None else round(value, _DECIMALS) for name, value in record.scores.items()}
-    return replace(record, clip=place(record.clip), reference=place(record.reference), scores=scores)
+    return replace(record, clip=place(record.clip, folder), reference=place(record.reference, folder), scores=scores)
+
+
+def place(text: str, folder: Path) -> str:
+    """A path from the folder where it lies in it, else as it is."""
+    path = Path(text)
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else text
 
 
 def versions() -> dict[str, str]:

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from lynx_video.draft import draft
 from lynx_video.errors import BadOutput, BadPicture
-from lynx_video.evaluation.statistics import Estimate, decimals
+from lynx_video.evaluation.statistics import ENOUGH, FEW, Estimate, decimals
 from lynx_video.evaluation.summary import Axis, describe, label_of
 
 CLIP_BYTES = 12_000_000
@@ -245,6 +245,8 @@ def counts(one: Estimate | None, below: str = "") -> str:
     n = f"{one.n} of {subjects_of(one.subjects)}" if one and one.n else "0"
     if one and one.subjects == 1:
         n += " <span class=soft>(no interval)</span>"
+    elif one and 1 < one.subjects < ENOUGH:
+        n += f" <span class=soft>{FEW.strip()}</span>"
     return f"{n}<div class=soft>{below}</div>" if below else n
 
 

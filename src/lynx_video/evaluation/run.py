@@ -26,7 +26,7 @@ from lynx_video.errors import BadOutput, BadPicture, BadRequest, BadWeights, Mis
 from lynx_video.evaluation.entry import REFERENCE, Entry
 from lynx_video.evaluation.grid import CLIPS
 from lynx_video.evaluation.layouts import MANIFEST
-from lynx_video.evaluation.scorer import known_by
+from lynx_video.evaluation.scorer import known_by, one_line
 from lynx_video.pool import Pool, Progress
 from lynx_video.work import SETTINGS, WORK, Made, Shelf, alone_in, attempt, claim_work
 
@@ -99,12 +99,6 @@ class GenerateWork:
 
 class _Unusable(Exception):
     """A reference photo of which nothing can be made: the fault of the benchmark, not of the model."""
-
-
-def one_line(error: BaseException, file: Path | None = None) -> str:
-    """An error in a line, without the file it is about."""
-    text = " ".join(str(error).split())
-    return (text.removeprefix(f"{file}: ") if file is not None else text).rstrip(".")[:300]
 
 
 def _check_portrait(checker: SafetyChecker, portrait: Path) -> None:
@@ -208,6 +202,7 @@ def settings(blueprint: Blueprint, config: GenerateConfig, name: str, safety: st
     detector = blueprint.faces.detector()
     return {
         "model": name,
+        "base": Path(blueprint.base_name).name,
         "arm": blueprint.arm,
         "base_hash": blueprint.base_hash,
         "adapter_hash": blueprint.adapter_hash,

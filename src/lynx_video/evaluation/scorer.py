@@ -34,8 +34,11 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-VERSION = 2
+VERSION = 3
 """Of the metrics and probes: with another one all clips are scored anew."""
+OF_REFERENCE = ("similarity", "worst_tenth", "kept", "copying")
+"""Metrics that compare with the reference photo, by recogniser."""
+UNREAD = "the clip cannot be read"
 RULE = "the largest face of a frame counts, cut to the 112 px ArcFace crop by its five points"
 Probe = Callable[["Video", str], Mapping[str, float]]
 
@@ -122,13 +125,20 @@ class Scorer:
         from lynx_video.media.video import read_video
 
         record = blank(entry)
+        # what a clip lacks that cannot be read; where the photo is at fault, too, it says nothing of likeness
+        photo = self._photo(entry.reference)
+        compared = [f"{metric}/{name}" for name in self.recognisers.models for metric in OF_REFERENCE]
+        record = replace(
+            record,
+            missing={"coverage": UNREAD, **dict.fromkeys(compared, photo if isinstance(photo, str) else UNREAD)},
+        )
         if not entry.clip.is_file():
             return replace(record, failure=GONE)
         record = replace(record, sha256=file_hash(entry.clip))
         try:
             frames, fps = read_video(entry.clip)
         except BadRequest as error:
-            return replace(record, failure=f"does not decode: {_without(error, entry.clip)}")
+            return replace(record, failure=f"does not decode: {one_line(error, entry.clip)}")
         looked = self._chosen(frames)
         found = largest_faces(looked, self.faces.detector())
         scores, curves = self._of_faces(entry, found, looked)
@@ -186,7 +196,7 @@ class Scorer:
             scores[f"consistency/{name}"] = of_faces.consistency(vectors)
             if isinstance(reference, str):
                 nothing = Score(value=None, n=0, reason=reference)
-                scores |= {f"{metric}/{name}": nothing for metric in ("similarity", "worst_tenth", "kept", "copying")}
+                scores |= {f"{metric}/{name}": nothing for metric in OF_REFERENCE}
                 continue
             own = reference.vectors[name]
             scores[f"similarity/{name}"] = of_faces.similarity(vectors, own)
@@ -220,7 +230,7 @@ class Scorer:
         except NoFace:
             return f"{REFERENCE}: no face was found in it"
         except BadPicture as error:
-            return f"{REFERENCE}: {_without(error, file)}"
+            return f"{REFERENCE}: {one_line(error, file)}"
         models = self.recognisers.models
         return Photo(crop=crop, span=span(points), vectors={name: _vectors(one, crop[None])[0] for name, one in models.items()})
 
@@ -234,9 +244,10 @@ def _vectors(recogniser: Recogniser, crops: NDArray[np.uint8]) -> Floats:
     return np.concatenate([recogniser(signed(crop[None])).double().numpy() for crop in crops])
 
 
-def _without(error: BaseException, file: Path) -> str:
+def one_line(error: BaseException, file: Path | None = None) -> str:
     """An error in a few words, without the file it is about."""
-    return " ".join(str(error).split()).removeprefix(f"{file}: ").rstrip(".")[:300]
+    text = " ".join(str(error).split())
+    return (text.removeprefix(f"{file}: ") if file is not None else text).rstrip(".")[:300]
 
 
 def blank(entry: Entry) -> Record:
@@ -319,7 +330,8 @@ def score_clips(
         "conditioned": recognisers.conditioned,
         "probe": probe is not None,
         "frames": config.frames,
-        "clip_model": config.clip_model and {"name": config.clip_model, "sha256": ClipScorer(config.clip_model).hash},
+        "clip_model": config.clip_model
+        and {"name": Path(config.clip_model).name, "sha256": ClipScorer(config.clip_model).hash},
     }
     signature = json.dumps(judged_by, sort_keys=True)
     shelf = Shelf(folder=shelf_folder.absolute(), run=uuid.uuid4().hex)

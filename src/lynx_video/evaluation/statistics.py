@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 RESAMPLES = 4000
 LEVEL = 0.95
 SEED = 0
+ENOUGH = 5  # subjects from which on an interval covers what it says
 FEW = " (few subjects: too narrow)"
 _TIE = 1e-12  # means closer than this share a rank: resampled sums differ in their last bits
 
@@ -61,8 +62,11 @@ class Estimate:
         if self.low is not None and self.high is not None:
             text += f" [{format(self.low, spec)}, {format(self.high, spec)}]"
         text += f", n = {self.n} of {self.subjects} subject{'' if self.subjects == 1 else 's'}"
-        few = {1: " (one subject: no interval)", 2: FEW, 3: FEW, 4: FEW}
-        return text + few.get(self.subjects, "") + self._aside()
+        if self.subjects == 1:
+            text += " (one subject: no interval)"
+        elif self.subjects < ENOUGH:
+            text += FEW
+        return text + self._aside()
 
     def _aside(self) -> str:
         worst = f", {self.worst} of them failed and counted as the worst" if self.worst else ""

@@ -22,7 +22,7 @@ from typing import Any
 
 from lynx_video.draft import draft
 from lynx_video.errors import BadData
-from lynx_video.evaluation.entry import UNSCORED, Record
+from lynx_video.evaluation.entry import REFERENCE, UNSCORED, Record
 from lynx_video.evaluation.metrics.catalogue import METRICS, Metric, metric, part
 from lynx_video.evaluation.metrics.score import NO_FACE
 from lynx_video.evaluation.statistics import Estimate, estimate
@@ -211,7 +211,7 @@ def _column(records: Sequence[Record], name: str) -> list[float | None]:
 
 def _worst(record: Record, name: str) -> float | None:
     """What a clip counts as that has no value, where that is the clip's own fault; None: it is left out."""
-    if not record.failure or record.failure.startswith(UNSCORED):
+    if not record.failure or record.failure.startswith(UNSCORED) or record.missing.get(name, "").startswith(REFERENCE):
         return None
     # no frame at all, or no frame with a face and a metric that needs one; a judge that did not answer is another matter
     needs_face = name.split("/", 1)[0] in OF_FACES and record.missing.get(name, NO_FACE) == NO_FACE
@@ -228,8 +228,10 @@ def why_missing(record: Record, name: str) -> str:
     """Why a clip is left out of a metric, in a few words."""
     if name in record.missing:
         return record.missing[name]
+    if record.failure.startswith(UNSCORED):
+        return UNSCORED
     if record.failure:
-        return "the clip failed"
+        return record.missing.get(name) or "the clip failed"
     return "no score in the record" if record.scores.get(name) is None else "the score is no finite number"
 
 

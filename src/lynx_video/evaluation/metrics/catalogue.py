@@ -14,7 +14,8 @@ from typing import Literal
 class Metric:
     """label: a few words for tables. text: what it is, one sentence, for the report. better: which way is good; "" if neither is.
 
-    worst: what a clip counts as that does not decode or shows no face; None: such a clip is left out of the mean, and counted.
+    worst: what a clip counts as that does not decode or, where a face is needed, shows none; None: it is left out of the mean, and
+    counted.
     """
 
     label: str
