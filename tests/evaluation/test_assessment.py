@@ -202,6 +202,28 @@ def test_a_photo_that_cannot_be_used_is_no_clips_fault_even_if_the_clip_is_gone(
     assert found.metrics["coverage"].worst == 1
 
 
+def test_what_the_scorer_stumbles_over_is_left_out_and_tried_again(request_of, here_pool, planted, monkeypatch):
+    from lynx_video.evaluation.metrics import picture
+
+    def stumble(_):
+        raise RuntimeError("a library\ncrashed")
+
+    manifest = subset(planted, "two", "honest-0-0", "honest-1-0")
+    try:
+        with monkeypatch.context() as patch:
+            whole, seen = picture.flicker, []
+            patch.setattr(picture, "flicker", lambda frames: stumble(frames) if seen else seen.append(1) or whole(frames))
+            found = assess(request_of(manifest=manifest), here_pool).summary
+        again = assess(request_of(manifest=manifest), here_pool).summary
+    finally:
+        manifest.unlink()
+    similarity = found.metrics["similarity/nano judge"]
+    assert (similarity.n, similarity.worst, similarity.left_out) == (1, 0, 1)
+    assert found.failures == {"could not be scored: RuntimeError: a library crashed": 1}
+    assert found.missing["flicker"] == {"could not be scored": 1}
+    assert (again.failed, again.metrics["similarity/nano judge"].n) == (0, 2)
+
+
 def test_of_a_run_clips_without_a_usable_photo_are_left_out_and_named_once(request_of, here_pool, planted, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(planted, folder)

@@ -136,6 +136,17 @@ def test_refusals(pair, tmp_path):
             compare(folders)
 
 
+@pytest.mark.parametrize("name", ["model", "rubric", "votes", "frames", "temperature"])
+def test_scores_of_another_judge_are_not_compared(tmp_path, name):
+    judge = {"model": "eye", "rubric": "r", "votes": 3, "frames": 8, "temperature": 0.7, "valid": 36}
+    first = evaluation(tmp_path / "a", records(), judge=judge)
+    same = evaluation(tmp_path / "b", records(), judge=judge | {"valid": 35})
+    assert len(compare([first, same]).keys) == 12
+    other = evaluation(tmp_path / "c", records(), judge=judge | {name: "other"})
+    with pytest.raises(BadRequest, match=f"the judge's {name} is not the same everywhere"):
+        compare([first, other])
+
+
 def test_equal_names_are_told_apart(tmp_path):
     folders = [evaluation(tmp_path / name, records(), system="lynx") for name in "ab"]
     assert [one.name for one in compare(folders).systems] == ["lynx (1)", "lynx (2)"]

@@ -27,6 +27,11 @@ def clip(frames: int = 9, height: int = 64, width: int = 64) -> np.ndarray:
     return video.clip(0, 255).astype(np.uint8)
 
 
+def test_an_mp4_is_written_without_what_rounds_otherwise_in_other_processes(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", clip(), 16)
+    assert b"mbtree=0" in (tmp_path / "a.mp4").read_bytes()  # x264 notes its settings in the stream
+
+
 @pytest.mark.parametrize("kind", ["mp4", "webp"])
 @pytest.mark.parametrize("size", [(64, 64), (48, 80)])
 def test_round_trip(tmp_path: Path, kind: str, size: tuple[int, int]) -> None:

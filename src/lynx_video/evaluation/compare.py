@@ -248,13 +248,12 @@ def _check_recognisers(titles: Sequence[str], read: Sequence[tuple[Sequence[Reco
 
 def _yardsticks(summary: Summary) -> dict[str, object]:
     """What was measured by, as far as it was noted: recognisers, detector, frames, version, CLIP model, the judge and its question."""
-    noted = summary.about.get("scored_by")
-    if not isinstance(noted, dict):
-        return {}
-    recognisers = noted.get("recognisers")
-    found = {f"the recogniser {name!r}": value for name, value in recognisers.items()} if isinstance(recognisers, dict) else {}
-    found |= {f"`{name}`": noted[name] for name in ("detector", "frames", "metrics_version", "clip_model") if name in noted}
-    judge = summary.about.get("judge")
+    noted, judge = summary.about.get("scored_by"), summary.about.get("judge")
+    found: dict[str, object] = {}
+    if isinstance(noted, dict):
+        recognisers = noted.get("recognisers")
+        found |= {f"the recogniser {name!r}": it for name, it in recognisers.items()} if isinstance(recognisers, dict) else {}
+        found |= {f"`{name}`": noted[name] for name in ("detector", "frames", "metrics_version", "clip_model") if name in noted}
     if isinstance(judge, dict):
         asked = ("model", "rubric", "votes", "frames", "temperature")
         found |= {f"the judge's {name}": judge[name] for name in asked if name in judge}
