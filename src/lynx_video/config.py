@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from lynx_video.errors import BadRequest
@@ -81,6 +82,10 @@ class GenerateConfig:
     "sampler: unipc (the base's own, on the reference's sigma grid), euler or dpm"
     flow_shift: float | None = None
     "shift of the noise schedule; the base's own by default (3 suits 480p, 5 720p)"
+    guidance_stop: float = 1.0
+    "share of the steps after which guidance ends: only the pass with prompt and identity is run from there on"
+    step_cache: float | Literal["off"] = "off"
+    "reuse what the blocks added in an earlier step while the estimated error stays below this (0.02 to 0.2); off computes every step"
     idle_models: Literal["keep", "offload", "free"] = "keep"
     "text encoder and VAE while not in use: keep on the device, offload to host memory, or free the text encoder for good"
 
@@ -97,9 +102,53 @@ class GenerateConfig:
         if self.guidance_scale_i != "none":
             _number("guidance_scale_i", self.guidance_scale_i, 0, 100)
         _number("flow_shift", self.flow_shift, 0.01, 100)
+        _number("guidance_stop", self.guidance_stop, 0, 1)
+        if self.step_cache != "off":
+            _number("step_cache", self.step_cache, 0.0001, 10)
         _choice("reference_latent", self.reference_latent, ("sample", "mean", None))
         _choice("scheduler", self.scheduler, ("unipc", "euler", "dpm"))
         _choice("idle_models", self.idle_models, ("keep", "offload", "free"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RuntimeConfig:
+    """How a model is held and run: memory, kernels, processes. What is None is decided by the budget, and off without one."""
+
+    vram_budget: float | None = None
+    "GB of device memory to stay within (24, 16, 12, 8): chooses offload, quantize and vae-tiling where they are not given"
+    quantize: Literal["none", "fp8", "fp8-storage", "int8", "nf4"] | None = None
+    "linear layers of the blocks: computed in fp8 or int8 (torchao), stored in fp8, or in 4 bits (bitsandbytes)"
+    offload: Literal["none", "block"] | None = None
+    "block: the blocks lie in host memory and are fetched one ahead of their turn"
+    vae_tiling: bool | None = field(default=None, metadata={"switch": True})
+    "decode the clip in tiles: less memory, faint seams"
+    attention_backend: str = "auto"
+    "attention kernel: auto (the fastest exact one here), native, cudnn, flash, flash3, flex, sage, xformers, or a name of diffusers"
+    compile: bool = False
+    "compile the blocks: minutes once, faster from then on"
+    passes: Literal["auto", "sequential", "batched"] = "auto"
+    "the passes of a step one after the other, or as one batch: auto takes the batch where it is small"
+    gguf: Path | None = None
+    "transformer weights from a GGUF file instead of the base's own"
+    lora_path: tuple[str, ...] = ()
+    "LoRA of the transformer as PATH or PATH:SCALE; may be given several times"
+    lora_passes: Literal["all", "prompt"] = "all"
+    "the passes of a step in which the LoRAs are on"
+    pass_degree: int | None = None
+    "with torchrun: processes that share the passes of a step; by default what fits"
+    ulysses_degree: int | None = None
+    "with torchrun: processes that share the heads of a pass; by default what is left"
+    ring_degree: int | None = None
+    "with torchrun: processes that share the tokens of a pass by ring attention; 1 by default"
+
+    def __post_init__(self) -> None:
+        _number("vram_budget", self.vram_budget, 0.001, 10_000)
+        _choice("quantize", self.quantize, (None, "none", "fp8", "fp8-storage", "int8", "nf4"))
+        _choice("offload", self.offload, (None, "none", "block"))
+        _choice("passes", self.passes, ("auto", "sequential", "batched"))
+        _choice("lora_passes", self.lora_passes, ("all", "prompt"))
+        for name in ("pass_degree", "ulysses_degree", "ring_degree"):
+            _whole(name, getattr(self, name), 1, 4096)
 
 
 def _whole(name: str, value: int | None, low: int, high: int) -> None:
