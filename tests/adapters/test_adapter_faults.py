@@ -16,9 +16,11 @@ from lynx_video.adapters.weights import official_parameters
 from lynx_video.config import FULL, LITE
 from lynx_video.face.align import arcface_crop, reference_crop
 from lynx_video.pipeline.condition import reference_latents
-from lynx_video.pipeline.denoise import denoise, initial_noise, set_timesteps
-from lynx_video.pipeline.generate import generate, make_scheduler, plan
+from lynx_video.pipeline.denoise import denoise, initial_noise
+from lynx_video.pipeline.generate import generate, plan
 from lynx_video.pipeline.guidance import passes
+from lynx_video.pipeline.predict import Conditions, Expert
+from lynx_video.pipeline.schedule import make_scheduler, set_timesteps
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -112,9 +114,9 @@ def test_crops_keep_their_contrast_and_have_a_black_border(cut):
 
 def test_the_third_pass_is_the_default_of_full(full, lite):
     assert len(passes(FULL.guidance_scale, FULL.guidance_scale_i)) == 3
-    assert [one.name for one in plan(full, GenerateConfig(height=96, width=96)).table] == ["prompt", "identity", "none"]
+    assert [one.name for one in plan(full, GenerateConfig(height=96, width=96)).tables[0]] == ["prompt", "identity", "none"]
     assert len(passes(LITE.guidance_scale, LITE.guidance_scale_i)) == 2
-    assert [one.name for one in plan(lite, GenerateConfig(height=96, width=96)).table] == ["prompt", "none"]
+    assert [one.name for one in plan(lite, GenerateConfig(height=96, width=96)).tables[0]] == ["prompt", "none"]
 
 
 def test_the_reference_latent_is_sampled_with_the_seed(full, sitter):
@@ -188,6 +190,8 @@ def test_lite_with_scale_0_is_off(lite, sitter, tiny):
         for name, prompt in (("prompt", "A person waves."), ("negative", "static"))
     }
     noise, timesteps = initial_noise(chosen.latent_shape, config.seed), set_timesteps(scheduler, 2, "cpu")
-    base_alone = denoise(lite.adapter, scheduler, noise, timesteps, chosen.table, texts, {})
+    base_alone = denoise(
+        [Expert(adapter=lite.adapter, texts=texts, memories={})], scheduler, noise, timesteps, chosen.tables, Conditions()
+    )
     assert torch.equal(generate(lite, sitter(), "A person waves.", config).latents, base_alone)
     assert not torch.equal(generate(lite, sitter(), "A person waves.", tiny()).latents, base_alone)

@@ -11,15 +11,17 @@ from lynx_video.adapters.attach import Influence
 from lynx_video.adapters.memory import text_memory
 from lynx_video.errors import BadRequest, Cancelled
 from lynx_video.flow import interpolate, velocity
-from lynx_video.pipeline.denoise import denoise, initial_noise, set_timesteps
-from lynx_video.pipeline.generate import generate, make_scheduler
-from lynx_video.pipeline.guidance import passes
+from lynx_video.pipeline.denoise import denoise, initial_noise
+from lynx_video.pipeline.generate import generate
+from lynx_video.pipeline.guidance import passes, tables
+from lynx_video.pipeline.predict import Conditions, Expert
+from lynx_video.pipeline.schedule import make_scheduler, set_timesteps
 
 # diffusers' DPM scheduler turns a tensor into an array in a way that numpy 2 deprecates
 NUMPY = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
-def run(components, golden, *, steps=4, g=5.0, memories=None, on_step=None, **influences):
+def run(components, golden, *, steps=4, g=5.0, memories=None, on_step=None, mode="sequential", **influences):
     data, adapter = golden("full_three_pass"), components.adapter
     texts = {
         name: text_memory(components.transformer, data[key])
@@ -31,7 +33,9 @@ def run(components, golden, *, steps=4, g=5.0, memories=None, on_step=None, **in
     scheduler = make_scheduler(components.scheduler, GenerateConfig())
     timesteps = set_timesteps(scheduler, steps, "cpu")
     noise = initial_noise((1, 16, 2, 8, 8), 42)
-    return denoise(adapter, scheduler, noise, timesteps, passes(g, None), texts, memories, on_step=on_step, **influences)
+    expert = Expert(adapter=adapter, texts=texts, memories=memories)
+    conditions = Conditions(mode=mode, **influences)
+    return denoise([expert], scheduler, noise, timesteps, tables(passes(g, None), steps, 1.0), conditions, on_step=on_step)
 
 
 @pytest.mark.parametrize("case", ["full_three_pass", "full_two_pass", "lite"])

@@ -134,7 +134,7 @@ def test_an_empty_prompt(prompt, full, sitter, tiny):
 def test_no_guidance_needs_no_negative_prompt(full, sitter, tiny):
     plain, other = (generate(full, sitter(), PROMPT, tiny(guidance_scale=1.0, negative_prompt=text)) for text in ("a", "b"))
     assert torch.equal(plain.latents, other.latents)
-    assert len(plan(full, tiny(guidance_scale=0.0)).table) == 1
+    assert len(plan(full, tiny(guidance_scale=0.0)).tables[0]) == 1
 
 
 def test_defaults_of_the_arms(full, lite):

@@ -6,7 +6,7 @@ and an identity file keeps them for the next one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +68,23 @@ class TextMemory:
 
     embeddings: Tensor
     blocks: Blocks
+
+
+def stack_memories(memories: Sequence[Memory]) -> Memory:
+    """Memories of one person each as one batch, in this order; all must have the same blocks."""
+    return Memory(
+        identity=_stack([memory.identity for memory in memories]), reference=_stack([memory.reference for memory in memories])
+    )
+
+
+def stack_texts(texts: Sequence[TextMemory]) -> TextMemory:
+    """Prompts as one batch, in this order."""
+    return TextMemory(embeddings=torch.cat([text.embeddings for text in texts]), blocks=_stack([text.blocks for text in texts]))
+
+
+def _stack(many: Sequence[Blocks]) -> Blocks:
+    assert all(blocks.keys() == many[0].keys() for blocks in many), "one batch, one set of blocks"
+    return {i: KeysValues(*(torch.cat(tensors) for tensors in zip(*(blocks[i] for blocks in many), strict=True))) for i in many[0]}
 
 
 @torch.no_grad()

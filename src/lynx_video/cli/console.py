@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -97,13 +98,15 @@ def resumable(*, silent: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def hush_libraries() -> None:
-    """Keep log lines and loading bars of diffusers and transformers off the terminal; what matters of them is an error of ours."""
+    """Keep log lines and loading bars of the libraries below off the terminal; what matters of them is an error of ours."""
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # they speak when they are imported, by diffusers
+        logging.getLogger(name).setLevel(logging.ERROR)
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
 def one_line(text: object) -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lynx_video.adapters.attach import FULL_STRENGTH, Adapter, Influence
-from lynx_video.adapters.memory import Memory, TextMemory
-from lynx_video.flow import reference_sigmas
-from lynx_video.pipeline.guidance import Pass
+from lynx_video.pipeline.guidance import Table
+from lynx_video.pipeline.predict import Conditions, Expert, combine, predict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,51 +29,35 @@ def initial_noise(shape: Sequence[int], seed: int) -> Tensor:
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
-def set_timesteps(scheduler: Any, steps: int, device: torch.device | str) -> Tensor:
-    """Put `scheduler` on the reference's sigma grid where it takes one, on its own grid otherwise; the timesteps, [steps]."""
-    import inspect
-
-    if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-        scheduler.set_timesteps(sigmas=reference_sigmas(steps), device=device)
-    else:
-        scheduler.set_timesteps(steps, device=device)
-    timesteps: Tensor = scheduler.timesteps
-    return timesteps
-
-
 @torch.no_grad()
 def denoise(
-    adapter: Adapter,
+    experts: Sequence[Expert],
     scheduler: Any,
     latents: Tensor,
     timesteps: Tensor,
-    table: Sequence[Pass],
-    texts: Mapping[str, TextMemory],
-    memories: Mapping[str, Memory],
+    tables: Sequence[Table],
+    conditions: Conditions,
     *,
-    identity: Influence = FULL_STRENGTH,
-    reference: Influence = FULL_STRENGTH,
+    computed: Sequence[bool] | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """Latents [1, C, T, h, w] float32 from noise to clean.
 
-    texts: memories of "prompt" and "negative"; memories: of "person" and "nobody". A callback may raise to stop.
+    experts: the first whose `least` a timestep reaches serves it. tables: the passes of each step. computed: for each step, whether
+    the blocks are computed; None: always. A callback may raise to stop.
     """
-    transformer = adapter.transformer
     began = time.monotonic()
-    for number, t in enumerate(timesteps):
-        progress = number / len(timesteps)
-        velocity = torch.zeros_like(latents)
-        for one in table:
-            text = texts[one.text]
-            model_input = latents.to(text.embeddings.dtype)
-            with adapter.using(
-                memories.get(one.who), text=text, identity=identity.at(progress), reference=reference.at(progress)
-            ):
-                # the text projections are in memory: the transformer itself only needs the dtype and one token to embed
-                predicted = transformer(model_input, t.expand(len(latents)), text.embeddings[:, :1], return_dict=False)[0]
-            velocity += one.weight * predicted.float()
-        latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+    hosted, total = [float(t) for t in timesteps.cpu()], len(timesteps)
+    before: tuple[Any, ...] = ()
+    for number, (t, table) in enumerate(zip(timesteps, tables, strict=True)):
+        progress = number / total
+        expert = next(one for one in experts if hosted[number] >= one.least)
+        # a cached contribution is of the expert and the adapters that were on
+        state = (id(expert), *conditions.at(progress))
+        compute = computed is None or computed[number] or state != before
+        before = state
+        predictions = predict(expert, conditions, table, latents, t, progress, compute=compute)
+        latents = scheduler.step(combine(table, predictions), t, latents, return_dict=False)[0]
         if on_step:
-            on_step(Step(number=number + 1, total=len(timesteps), latents=latents, seconds=time.monotonic() - began))
+            on_step(Step(number=number + 1, total=total, latents=latents, seconds=time.monotonic() - began))
     return latents

@@ -38,12 +38,20 @@ class Enrolment:
 
 
 def enrol(components: Components, identity: Identity, *, idle_models: str = "keep") -> Enrolment:
-    """Project an identity for the loaded base and adapter. idle_models: as in GenerateConfig."""
-    from lynx_video.pipeline.generate import remember
+    """Project an identity for the loaded base and adapter. idle_models: as in GenerateConfig.
 
+    Raises BadRequest for a base of two experts: a file holds the memories of one transformer.
+    """
+    from lynx_video.pipeline.memories import remember
+
+    if len(components.adapters) > 1:
+        raise BadRequest(
+            "an identity file holds the memories of one transformer, this base has two: generate from the portrait."
+        )
+    memories = remember(components, identity, reference_seed=None, idle_models=idle_models)
     return Enrolment(
         identity=identity,
-        memories=remember(components, identity, reference_seed=None, idle_models=idle_models),
+        memories=memories[0],
         base_name=components.base_name,
         base_hash=components.base_hash,
         adapter_hash=components.adapter_hash,

@@ -18,13 +18,17 @@ class Pass(NamedTuple):
     weight: float
 
 
-def passes(guidance_scale: float, guidance_scale_i: float | None) -> tuple[Pass, ...]:
+Table = tuple[Pass, ...]
+UNGUIDED: Table = (Pass("prompt", "prompt", "person", 1.0),)
+
+
+def passes(guidance_scale: float, guidance_scale_i: float | None) -> Table:
     """The passes of a step for g and g_i (None: prompt and identity are guided together)."""
     g, g_i = guidance_scale, guidance_scale_i
     if g <= 1:
-        return (Pass("prompt", "prompt", "person", 1.0),)
+        return UNGUIDED
     if g_i is None:
-        table: tuple[Pass, ...] = (Pass("prompt", "prompt", "person", g), Pass("none", "negative", "nobody", 1 - g))
+        table: Table = (Pass("prompt", "prompt", "person", g), Pass("none", "negative", "nobody", 1 - g))
     else:
         table = (
             Pass("prompt", "prompt", "person", g),
@@ -32,3 +36,8 @@ def passes(guidance_scale: float, guidance_scale_i: float | None) -> tuple[Pass,
             Pass("none", "negative", "nobody", 1 - g_i),
         )
     return tuple(one for one in table if one.weight != 0)
+
+
+def tables(table: Table, steps: int, stop: float) -> tuple[Table, ...]:
+    """The table of each step, with guidance in the share `stop` of the steps and the prompt's pass alone from there on."""
+    return tuple(table if number / steps < stop else UNGUIDED for number in range(steps))

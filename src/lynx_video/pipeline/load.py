@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lynx_video.config import FULL, LITE, Defaults
+from lynx_video.config import FULL, LITE, Defaults, RuntimeConfig
 from lynx_video.errors import BadRequest, BadWeights, LynxWarning
+from lynx_video.pipeline.calibration import calibration_file
 from lynx_video.pipeline.checkpoint import base_config, base_fingerprint, base_shape, check_base_files, fingerprint, load_base
 from lynx_video.pipeline.models import MODELS, NANO, FaceModels, Model, nano_file, photograph_faces
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from lynx_video.adapters.attach import Adapter
     from lynx_video.adapters.weights import AdapterFiles, BaseShape
+    from lynx_video.runtime.cache import StepCache
+    from lynx_video.runtime.lora import Loras
+    from lynx_video.runtime.parallel import Ranks
 
 DTYPES = ("bf16", "fp16", "fp32")
 IDLE_MODELS = ("keep", "offload", "free")
@@ -48,6 +52,8 @@ class Blueprint:
     dtype: torch.dtype
     cautions: tuple[str, ...] = ()
     "what may spoil the result, in sentences"
+    calibration: Path | None = None
+    "file of what is known of the step cache, there or not"
 
     @property
     def grid(self) -> int:
@@ -80,6 +86,23 @@ class Components:
     dtype: torch.dtype
     idle_models: str = "keep"
     "how it was loaded: what a generation does that asks for nothing else"
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    low_noise: Adapter | None = None
+    "of a base with two experts (Wan 2.2): the adapter on the second transformer, which serves the timesteps below `boundary`"
+    boundary: float = 0.0
+    "timestep, 0 to 1000"
+    loras: Loras | None = None
+    cache: StepCache | None = None
+    calibration: Path | None = None
+    "file of what is known of the step cache, there or not"
+    ranks: Ranks | None = None
+    "the processes that share a generation; None: this one alone"
+
+    @property
+    def adapters(self) -> tuple[tuple[Adapter, float], ...]:
+        """Each adapter, on its transformer, with the lowest timestep it serves."""
+        first = (self.adapter, self.boundary)
+        return (first,) if self.low_noise is None else (first, (self.low_noise, 0.0))
 
     @property
     def shape(self) -> BaseShape:
@@ -211,6 +234,7 @@ def survey(
         device=chosen_device,
         dtype=chosen_dtype,
         cautions=_made_for_another(paths, base_name, base_hash) if files is not None else (),
+        calibration=calibration_file(paths[0] if paths else None, base_name),
     )
 
 
@@ -242,6 +266,7 @@ def assemble(blueprint: Blueprint, *, idle_models: str = "keep") -> Components:
         device=torch.device(blueprint.device),
         dtype=blueprint.dtype,
         idle_models=idle_models,
+        calibration=blueprint.calibration,
     )
 
 
