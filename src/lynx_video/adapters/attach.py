@@ -5,6 +5,7 @@ adapter = Adapter(...); adapter.attach(transformer); with adapter.using(memory, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,6 +118,12 @@ class Adapter(nn.Module):
                 attn.set_processor(_succeed(attn.processor, processor()))
         self._attached.append(transformer)
 
+    def twin(self) -> Adapter:
+        """Another adapter of the very same weights, for a second transformer of the same shape; not attached."""
+        twin = copy.copy(self)
+        twin._attached = []
+        return twin
+
     def detach(self) -> None:
         """Give the transformer its stock processors back."""
         from diffusers.models.transformers.transformer_wan import WanAttnProcessor
@@ -145,11 +152,12 @@ class Adapter(nn.Module):
                 raise BadRequest(f"{part} block {max(beyond)} does not exist: the base has blocks 0 to {len(blocks) - 1}.")
         processors = [attn.processor for block in blocks for attn in (block.attn1, block.attn2)]
         before = [(one.memory, one.scale, one.text) for one in processors]
+        cross_scale, self_scale = (torch.full((), used.scale, dtype=torch.float32) for used in (identity, reference))
         try:
             for i, block in enumerate(blocks):
                 cross, self_ = block.attn2.processor, block.attn1.processor
-                cross.memory, cross.scale = in_cross.get(i), identity.scale
-                self_.memory, self_.scale = in_self.get(i), reference.scale
+                cross.memory, cross.scale = in_cross.get(i), cross_scale
+                self_.memory, self_.scale = in_self.get(i), self_scale
                 cross.text = text.blocks[i] if text else None
             yield
         finally:
@@ -188,7 +196,10 @@ class Adapter(nn.Module):
         identity = self.identity_memory(face[None]) if face is not None else {}
         reference: Blocks = {}
         if latents is not None and reference_text is not None and self.config.reference_blocks:
-            reference = self.reference_memory(reference_features(self.transformer, latents, reference_text))
+            # one forward with hooks inside the blocks: compiled blocks would be compiled again, each for itself
+            with torch.compiler.set_stance("force_eager"):
+                features = reference_features(self.transformer, latents, reference_text)
+            reference = self.reference_memory(features)
         return Memory(identity=identity, reference=reference)
 
 

@@ -22,7 +22,8 @@ Rotary = tuple[Tensor, Tensor]
 class Attention:
     """One processor for self- and cross-attention; what differs is what is put in scope.
 
-    memory: keys and values of the extra term, or None. scale: its weight.
+    memory: keys and values of the extra term, or None. scale: its weight; as a 0-dim tensor in host memory one compiled graph serves
+    every value, and kernels take it as an argument, in full precision and without waiting.
     text: keys and values of the prompt that replace projecting `encoder_hidden_states` (cross-attention only), or None.
     """
 
@@ -52,7 +53,8 @@ class Attention:
         parallel = self._parallel_config if encoder_hidden_states is None else None
         out_BLD = self._attend(query_BLNK, KeysValues(key, value), attention_mask, parallel)
         if self.memory is not None:
-            out_BLD = out_BLD + self.scale * self._attend_memory(plain_query_BLNK, self.memory)
+            # the scale stands on the right: on a CPU only there it is not rounded to the dtype of the other factor first
+            out_BLD = out_BLD + self._attend_memory(plain_query_BLNK, self.memory) * self.scale
         out_BLD = attn.to_out[0](out_BLD)
         out: Tensor = attn.to_out[1](out_BLD)
         return out

@@ -16,7 +16,7 @@ from lynx_video.errors import BadRequest
 from lynx_video.training.dataset.config import DatasetConfig
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import Blueprint
+    from lynx_video.pipeline.components import Blueprint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

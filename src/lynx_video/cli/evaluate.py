@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lynx_video.evaluation.assessment import Request, Result
     from lynx_video.evaluation.compare import Comparison
     from lynx_video.evaluation.entry import Entry
-    from lynx_video.pipeline.load import Blueprint
+    from lynx_video.pipeline.components import Blueprint
     from lynx_video.pipeline.models import FaceModels
     from lynx_video.safety import SafetyChecker
 

@@ -21,8 +21,8 @@ from lynx_video.errors import BadOutput, BadRequest, LynxWarning, Missed
 
 if TYPE_CHECKING:
     from lynx_video.pipeline.best import Candidate
+    from lynx_video.pipeline.components import Blueprint
     from lynx_video.pipeline.enrol import Enrolment
-    from lynx_video.pipeline.load import Blueprint
     from lynx_video.safety import SafetyChecker
     from lynx_video.types import Clip, Identity
 

@@ -13,10 +13,10 @@ from lynx_video.errors import BadRequest, BadWeights, NoFace
 if TYPE_CHECKING:
     from lynx_video.adapters.attach import Influence
     from lynx_video.face.record import FaceRecord
+    from lynx_video.pipeline.components import Blueprint
     from lynx_video.pipeline.enrol import Enrolment
     from lynx_video.pipeline.generate import Plan
     from lynx_video.pipeline.identify import Sitter
-    from lynx_video.pipeline.load import Blueprint
     from lynx_video.pipeline.models import FaceModels
 
 

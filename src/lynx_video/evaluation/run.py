@@ -31,7 +31,7 @@ from lynx_video.pool import Pool, Progress
 from lynx_video.work import SETTINGS, WORK, Made, Shelf, alone_in, attempt, claim_work
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import Blueprint
+    from lynx_video.pipeline.components import Blueprint
     from lynx_video.safety import SafetyChecker
     from lynx_video.types import Identity
 

@@ -14,9 +14,9 @@ from lynx_video.types import Clip, Identity
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from lynx_video.pipeline.components import Components
     from lynx_video.pipeline.denoise import Step
     from lynx_video.pipeline.enrol import Enrolment
-    from lynx_video.pipeline.load import Components
     from lynx_video.types import Video
 
 Follow = Callable[["Video", str], float | None]

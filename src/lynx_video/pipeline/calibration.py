@@ -11,7 +11,7 @@ from lynx_video.errors import BadOutput, BadRequest, LynxWarning
 from lynx_video.runtime.cache import Calibration, cache_, computed_steps, load_calibration, save_calibration
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import Components
+    from lynx_video.pipeline.components import Components
 
 FILE = "step_cache.json"
 """Name of the calibration beside an adapter."""

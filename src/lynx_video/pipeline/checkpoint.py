@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from lynx_video.adapters.weights import BaseShape
 
 
-def base_shape(base: str) -> BaseShape:
+def base_shape(base: str, part: str = "transformer") -> BaseShape:
     """Width, heads and blocks of a base, from its transformer's config alone. Raises BadWeights if it is no text-to-video Wan."""
     from lynx_video.adapters.weights import BaseShape
 
-    config = base_config(base, "transformer")
+    config = base_config(base, part)
     if config.get("_class_name") != "WanTransformer3DModel":
-        raise BadWeights(f"{base}: transformer/config.json is of {config.get('_class_name')}, expected WanTransformer3DModel.")
+        raise BadWeights(f"{base}: {part}/config.json is of {config.get('_class_name')}, expected WanTransformer3DModel.")
     if config.get("image_dim") or config.get("added_kv_proj_dim"):
         raise BadWeights(f"{base} is an image-to-video model; Lynx needs a text-to-video base such as Wan2.1-T2V-14B.")
     try:
         heads, width = int(config["num_attention_heads"]), int(config["attention_head_dim"])
         return BaseShape(width=heads * width, heads=heads, blocks=int(config["num_layers"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise BadWeights(f"{base}: transformer/config.json lacks a usable {error}; download the base again.") from error
+        raise BadWeights(f"{base}: {part}/config.json lacks a usable {error}; download the base again.") from error
 
 
 def base_config(base: str, part: str) -> dict[str, Any]:
@@ -62,7 +62,8 @@ def check_base_files(base: str) -> None:
 
     if not Path(base).is_dir():
         return
-    for part in ("text_encoder", "vae", "transformer"):
+    second = ("transformer_2",) if (Path(base) / "transformer_2").is_dir() else ()
+    for part in ("text_encoder", "vae", "transformer", *second):
         folder = Path(base) / part
         files = set(folder.glob("*.safetensors"))
         for index in folder.glob("*.safetensors.index.json"):
@@ -81,14 +82,17 @@ def check_base_files(base: str) -> None:
             )
 
 
-def load_base(base: str, dtype: torch.dtype, device: str, *, idle_models: str = "keep") -> dict[str, Any]:
+def load_base(
+    base: str, dtype: torch.dtype, device: str, *, idle_models: str = "keep", transformer_device: str | None = None
+) -> dict[str, Any]:
     """Tokenizer, text encoder, VAE, transformer and scheduler, frozen, in evaluation mode.
 
-    idle_models: unless "keep", text encoder and VAE stay in host memory. Raises BadWeights naming the part of a folder, LynxError
+    idle_models: unless "keep", text encoder and VAE stay in host memory. transformer_device: where the transformer goes, if elsewhere
+    than the rest. Raises BadWeights naming the part of a folder, LynxError
     for a hub id; what a lack of memory raises comes through as it is.
     """
     import torch
-    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+    from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
     from transformers import AutoTokenizer, UMT5EncoderModel
 
     # half precision overflows in the VAE; bfloat16 is what the reference decodes in
@@ -98,7 +102,7 @@ def load_base(base: str, dtype: torch.dtype, device: str, *, idle_models: str = 
         "scheduler": lambda: UniPCMultistepScheduler.from_pretrained(base, subfolder="scheduler"),
         "text_encoder": lambda: UMT5EncoderModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype).eval(),
         "vae": lambda: AutoencoderKLWan.from_pretrained(base, subfolder="vae", torch_dtype=vae_dtype).eval(),
-        "transformer": lambda: WanTransformer3DModel.from_pretrained(base, subfolder="transformer", torch_dtype=dtype).eval(),
+        "transformer": lambda: load_transformer(base, dtype),
     }
     loaded: dict[str, Any] = {}
     for part, loader in loaders.items():
@@ -116,9 +120,18 @@ def load_base(base: str, dtype: torch.dtype, device: str, *, idle_models: str = 
             raise BadWeights(f"{Path(base) / part} can't be loaded ({_first_line(error)}); download the base again.") from error
         if part not in ("tokenizer", "scheduler"):
             loaded[part].requires_grad_(False)
-            if part == "transformer" or idle_models == "keep":
+            if part == "transformer":
+                loaded[part].to(transformer_device or device)
+            elif idle_models == "keep":
                 loaded[part].to(device)
     return loaded
+
+
+def load_transformer(base: str, dtype: torch.dtype, *, part: str = "transformer") -> Any:
+    """A transformer of a base, frozen, in evaluation mode, in host memory."""
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel.from_pretrained(base, subfolder=part, torch_dtype=dtype).eval().requires_grad_(False)
 
 
 def _first_line(error: BaseException) -> str:
@@ -131,7 +144,11 @@ def base_fingerprint(base: str) -> str:
     folder = Path(base)
     if not folder.is_dir():
         return f"hub:{base}"
-    found = [file for part in ("transformer", "vae", "text_encoder") for file in sorted((folder / part).glob("*.safetensors"))]
+    found = [
+        file
+        for part in ("transformer", "vae", "text_encoder", "transformer_2")
+        for file in sorted((folder / part).glob("*.safetensors"))
+    ]
     return fingerprint(found)
 
 

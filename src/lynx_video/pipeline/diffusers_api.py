@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_video.config import GenerateConfig
 from lynx_video.errors import BadRequest
+from lynx_video.pipeline.components import Components
 from lynx_video.pipeline.denoise import Step
 from lynx_video.pipeline.enrol import Enrolment
 from lynx_video.pipeline.generate import generate
-from lynx_video.pipeline.load import Components, load
+from lynx_video.pipeline.load import load
 from lynx_video.types import Clip, Identity
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from lynx_video.face.align import ARCFACE_SIZE
 from lynx_video.types import FACE_WIDTH, Identity
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import Blueprint, Components
+    from lynx_video.pipeline.components import Blueprint, Components
 
 FORMAT = "lynx-video identity 1"
 

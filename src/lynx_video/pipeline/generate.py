@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,12 @@ from lynx_video.pipeline.identify import identify
 from lynx_video.pipeline.memories import memories_of, on_device, texts_of
 from lynx_video.pipeline.predict import Conditions, Expert
 from lynx_video.pipeline.schedule import is_unipc, levels, make_scheduler, set_timesteps, shift_of
+from lynx_video.runtime.offload import parked
+from lynx_video.runtime.parallel import sharing_tokens
 from lynx_video.types import Clip, Identity
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import Blueprint, Components
+    from lynx_video.pipeline.components import Blueprint, Components
     from lynx_video.types import Picture
 
 
@@ -146,16 +149,17 @@ def generate(
         Expert(adapter=adapter, texts=text, memories=memory, least=least, cache=components.cache, loras=components.loras)
         for (adapter, least), text, memory in zip(components.adapters, texts, memories, strict=True)
     ]
-    latents = denoise(
-        experts,
-        scheduler,
-        noise.to(components.device),
-        timesteps,
-        chosen.tables,
-        conditions,
-        computed=computed,
-        on_step=on_step,
-    )
+    with _ready_to_denoise(components, config):
+        latents = denoise(
+            experts,
+            scheduler,
+            noise.to(components.device),
+            timesteps,
+            chosen.tables,
+            conditions,
+            computed=computed,
+            on_step=on_step,
+        )
     keep_measurement(components, levels(timesteps))
     del experts, conditions, texts, memories
     with on_device(components, "vae", config.idle_models):
@@ -173,6 +177,17 @@ def generate(
         similarity=score.similarity if score else None,
         coverage=score.coverage if score else None,
     )
+
+
+@contextmanager
+def _ready_to_denoise(components: Components, config: GenerateConfig) -> Iterator[None]:
+    """Within it every process has its slice of the tokens, and what is in memory already does not lie on the device too."""
+    with ExitStack() as stack:
+        for adapter, _ in components.adapters:
+            if config.idle_models != "keep":
+                stack.enter_context(parked(adapter.transformer))
+            stack.enter_context(sharing_tokens(adapter.transformer, components.ranks))
+        yield
 
 
 def score_likeness(components: Components, identity: Identity, frames: Any) -> Likeness | None:

@@ -8,135 +8,26 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lynx_video.config import FULL, LITE, Defaults, RuntimeConfig
+from lynx_video.config import FULL, LITE, Defaults, GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadRequest, BadWeights, LynxWarning
 from lynx_video.pipeline.calibration import calibration_file
 from lynx_video.pipeline.checkpoint import base_config, base_fingerprint, base_shape, check_base_files, fingerprint, load_base
+from lynx_video.pipeline.components import Blueprint, Components
+from lynx_video.pipeline.experts import CAUTION, boundary_of, load_second
 from lynx_video.pipeline.models import MODELS, NANO, FaceModels, Model, nano_file, photograph_faces
+from lynx_video.pipeline.tuning import check_runtime, holds_whole, settle, tune_
 
 if TYPE_CHECKING:
     import torch
 
-    from lynx_video.adapters.attach import Adapter
-    from lynx_video.adapters.weights import AdapterFiles, BaseShape
-    from lynx_video.runtime.cache import StepCache
-    from lynx_video.runtime.lora import Loras
     from lynx_video.runtime.parallel import Ranks
 
 DTYPES = ("bf16", "fp16", "fp32")
 IDLE_MODELS = ("keep", "offload", "free")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Blueprint:
-    """A model as its configurations and file headers describe it: everything checked, no weight read yet."""
-
-    base_name: str
-    base_hash: str
-    shape: BaseShape
-    channels: int
-    "of the latents"
-    patch_size: tuple[int, int, int]
-    spatial_factor: int
-    temporal_factor: int
-    files: AdapterFiles | None
-    adapter_hash: str
-    arm: str
-    defaults: Defaults
-    faces: FaceModels
-    device: str
-    dtype: torch.dtype
-    cautions: tuple[str, ...] = ()
-    "what may spoil the result, in sentences"
-    calibration: Path | None = None
-    "file of what is known of the step cache, there or not"
-
-    @property
-    def grid(self) -> int:
-        """Height and width must be multiples of this many pixels: the VAE's factor times the patch."""
-        return self.spatial_factor * self.patch_size[-1]
-
-    @property
-    def blocks(self) -> int:
-        """Number of transformer blocks."""
-        return self.shape.blocks
-
-
-@dataclass(kw_only=True, slots=True)
-class Components:
-    """Everything a generation needs, loaded. `adapter` is attached to `transformer`."""
-
-    tokenizer: Any
-    text_encoder: Any
-    vae: Any
-    transformer: Any
-    scheduler: Any
-    adapter: Adapter
-    faces: FaceModels
-    defaults: Defaults
-    arm: str
-    base_name: str
-    base_hash: str
-    adapter_hash: str
-    device: torch.device
-    dtype: torch.dtype
-    idle_models: str = "keep"
-    "how it was loaded: what a generation does that asks for nothing else"
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    low_noise: Adapter | None = None
-    "of a base with two experts (Wan 2.2): the adapter on the second transformer, which serves the timesteps below `boundary`"
-    boundary: float = 0.0
-    "timestep, 0 to 1000"
-    loras: Loras | None = None
-    cache: StepCache | None = None
-    calibration: Path | None = None
-    "file of what is known of the step cache, there or not"
-    ranks: Ranks | None = None
-    "the processes that share a generation; None: this one alone"
-
-    @property
-    def adapters(self) -> tuple[tuple[Adapter, float], ...]:
-        """Each adapter, on its transformer, with the lowest timestep it serves."""
-        first = (self.adapter, self.boundary)
-        return (first,) if self.low_noise is None else (first, (self.low_noise, 0.0))
-
-    @property
-    def shape(self) -> BaseShape:
-        """Width, heads and blocks of the transformer."""
-        from lynx_video.adapters.weights import BaseShape
-
-        heads = int(self.transformer.config.num_attention_heads)
-        width = heads * int(self.transformer.config.attention_head_dim)
-        return BaseShape(width=width, heads=heads, blocks=self.blocks)
-
-    @property
-    def temporal_factor(self) -> int:
-        """Frames a latent frame stands for."""
-        return int(self.vae.config.scale_factor_temporal)
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels, in height and in width, a latent stands for."""
-        return int(self.vae.config.scale_factor_spatial)
-
-    @property
-    def grid(self) -> int:
-        """Height and width must be multiples of this many pixels: the VAE's factor times the patch."""
-        return self.spatial_factor * int(self.transformer.config.patch_size[-1])
-
-    @property
-    def channels(self) -> int:
-        """Channels of the latents."""
-        return int(self.transformer.config.in_channels)
-
-    @property
-    def blocks(self) -> int:
-        """Number of transformer blocks."""
-        return len(self.transformer.blocks)
 
 
 def load(
@@ -151,6 +42,7 @@ def load(
     faces: FaceModels | None = None,
     models: str | Path = "models",
     idle_models: str = "keep",
+    runtime: RuntimeConfig = RuntimeConfig(),  # noqa: B008 (a frozen value)
 ) -> Components:
     """Load a model.
 
@@ -158,7 +50,8 @@ def load(
     id. adapter: a folder, a file or several. dtype: bf16, fp16, fp32 or a torch dtype; None: bf16 on CUDA, fp32 elsewhere.
     parts: {"identity"}, {"reference"} or both; None: all the adapter has. with_adapter: False loads no adapter weights, for
     identities that bring their memories. idle_models: as in GenerateConfig; unless "keep", only the transformer is put on the device
-    now, and the rest when it is needed. Raises BadWeights for files that are missing, cut, mixed or made for another base, before
+    now, and the rest when it is needed. runtime: how it is held and run; a memory budget is planned for the arm's own size of clip
+    and sets idle_models, too. Raises BadWeights for files that are missing, cut, mixed or made for another base, before
     the base's weights are read; BadRequest for unknown names.
     """
     blueprint = survey(
@@ -171,10 +64,12 @@ def load(
         with_adapter=with_adapter,
         faces=faces,
         models=models,
+        runtime=runtime,
     )
+    blueprint, planned = settle(blueprint, GenerateConfig())
     for caution in blueprint.cautions:
         warnings.warn(caution, LynxWarning, stacklevel=2)
-    return assemble(blueprint, idle_models=idle_models)
+    return assemble(blueprint, idle_models=planned or idle_models)
 
 
 def survey(
@@ -189,6 +84,7 @@ def survey(
     arm: str | None = None,
     faces: FaceModels | None = None,
     models: str | Path = "models",
+    runtime: RuntimeConfig = RuntimeConfig(),  # noqa: B008 (a frozen value)
 ) -> Blueprint:
     """What `load` would load, checked. Arguments and errors as there.
 
@@ -218,6 +114,12 @@ def survey(
     chosen_arm = files.arm if files is not None else arm or _arm_of(paths)
     check_base_files(base_name)
     base_hash = base_fingerprint(base_name)
+    boundary = boundary_of(base_name)
+    loras, cautions = check_runtime(runtime, shape, chosen_device, chosen_dtype, experts=2 if boundary else 1)
+    if boundary:
+        cautions = (CAUTION, *cautions)
+    if files is not None:
+        cautions = (*_made_for_another(paths, base_name, base_hash), *cautions)
     return Blueprint(
         base_name=base_name,
         base_hash=base_hash,
@@ -233,13 +135,19 @@ def survey(
         faces=faces or (photograph_faces if base is not None and model.startswith("nano") else spec.faces)(Path(models)),
         device=chosen_device,
         dtype=chosen_dtype,
-        cautions=_made_for_another(paths, base_name, base_hash) if files is not None else (),
+        cautions=cautions,
         calibration=calibration_file(paths[0] if paths else None, base_name),
+        boundary=boundary,
+        runtime=runtime,
+        loras=loras,
     )
 
 
-def assemble(blueprint: Blueprint, *, idle_models: str = "keep") -> Components:
-    """Read the weights of a surveyed model; idle_models as in `load`. Raises BadWeights for a base that cannot be loaded."""
+def assemble(blueprint: Blueprint, *, idle_models: str = "keep", ranks: Ranks | None = None) -> Components:
+    """Read the weights of a surveyed model; idle_models as in `load`. Raises BadWeights for a base that cannot be loaded.
+
+    ranks: the processes that share the work, each with the whole model; None: this one alone.
+    """
     import torch
 
     from lynx_video.adapters.attach import Adapter, AdapterConfig
@@ -247,14 +155,25 @@ def assemble(blueprint: Blueprint, *, idle_models: str = "keep") -> Components:
 
     if idle_models not in IDLE_MODELS:
         raise BadRequest(f"idle_models must be one of {', '.join(IDLE_MODELS)}, got {idle_models!r}.")
-    base = load_base(blueprint.base_name, blueprint.dtype, blueprint.device, idle_models=idle_models)
+    device = ranks.among.device if ranks is not None else torch.device(blueprint.device)
+    held = str(device) if holds_whole(blueprint.runtime) else "cpu"
+    base = load_base(blueprint.base_name, blueprint.dtype, str(device), idle_models=idle_models, transformer_device=held)
+    if blueprint.runtime.gguf is not None:
+        from lynx_video.runtime.gguf_file import load_gguf_transformer
+
+        base["transformer"] = load_gguf_transformer(
+            blueprint.runtime.gguf, Path(blueprint.base_name) / "transformer", blueprint.dtype
+        ).to(held)
+    second = load_second(blueprint.base_name, blueprint.dtype, held) if blueprint.boundary else None
     if blueprint.files is not None:
-        device = blueprint.device if idle_models == "keep" else "cpu"
-        adapter = load_adapter(blueprint.files, dtype=blueprint.dtype, device=device)
+        adapter = load_adapter(blueprint.files, dtype=blueprint.dtype, device=device if idle_models == "keep" else "cpu")
     else:
         adapter = Adapter(AdapterConfig(width=blueprint.shape.width, heads=blueprint.shape.heads))
+    twin = adapter.twin() if second is not None else None
     adapter.attach(base["transformer"])
-    return Components(
+    if twin is not None:
+        twin.attach(second)
+    components = Components(
         **base,
         adapter=adapter,
         faces=blueprint.faces,
@@ -263,11 +182,17 @@ def assemble(blueprint: Blueprint, *, idle_models: str = "keep") -> Components:
         base_name=blueprint.base_name,
         base_hash=blueprint.base_hash,
         adapter_hash=blueprint.adapter_hash,
-        device=torch.device(blueprint.device),
+        device=device,
         dtype=blueprint.dtype,
         idle_models=idle_models,
+        runtime=blueprint.runtime,
+        low_noise=twin,
+        boundary=blueprint.boundary,
         calibration=blueprint.calibration,
+        ranks=ranks,
     )
+    tune_(components, blueprint)
+    return components
 
 
 def _patch_size(config: dict[str, Any]) -> tuple[int, int, int]:

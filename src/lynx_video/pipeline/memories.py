@@ -15,11 +15,12 @@ from lynx_video.adapters.memory import Memory, TextMemory, text_memory
 from lynx_video.errors import BadRequest, LynxError
 from lynx_video.pipeline import condition
 from lynx_video.pipeline.enrol import Enrolment, reprojected, usable_memories
+from lynx_video.runtime.offload import placed
 
 if TYPE_CHECKING:
     from lynx_video.config import GenerateConfig
+    from lynx_video.pipeline.components import Components
     from lynx_video.pipeline.generate import Plan
-    from lynx_video.pipeline.load import Components
     from lynx_video.types import Identity
 
 Memories = dict[str, Memory]
@@ -115,7 +116,8 @@ def texts_of(components: Components, prompt: str, chosen: Plan, config: Generate
         texts: dict[str, TextMemory] = {}
         for name, tensor in embeddings.items():
             # a LoRA of the text projections counts where it is on in the passes that see this text
-            with _loras(components, on=components.runtime.lora_passes == "all" or name == "prompt"):
+            on = components.runtime.lora_passes == "all" or name == "prompt"
+            with _loras(components, on=on), placed(adapter.transformer, components.device):
                 texts[name] = text_memory(adapter.transformer, tensor.to(components.device, components.dtype))
         found.append(texts)
     return found

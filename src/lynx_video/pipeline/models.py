@@ -53,6 +53,8 @@ class Model:
     adapter: str
     faces: Callable[[Path], FaceModels]
     needs_safety_checker: bool = True
+    few_step: Path | None = None
+    "LoRA for few steps, in the models folder unless absolute"
     same_person: float = 0.5
     "mean cosine of face vectors from which on two sets of pictures show one person"
     probe: Callable[[Video, str], dict[str, float]] | None = None
@@ -130,14 +132,24 @@ def _nano(adapter: str) -> Model:
         adapter=str(NANO / adapter),
         faces=_nano_faces,
         needs_safety_checker=False,
+        few_step=NANO / "few_step" / "lora.safetensors",
         same_person=0.8,  # the same drawn person has 0.89 and more
         probe=_nano_probe,
+    )
+
+
+def _real(adapter: str) -> Model:
+    return Model(
+        base="models/Wan2.1-T2V-14B-Diffusers",
+        adapter=f"models/{adapter}",
+        faces=photograph_faces,
+        few_step=Path("few_step.safetensors"),
     )
 
 
 MODELS: dict[str, Model] = {
     "nano": _nano("lynx_full"),
     "nano-lite": _nano("lynx_lite"),
-    "lynx-full": Model(base="models/Wan2.1-T2V-14B-Diffusers", adapter="models/lynx_full", faces=photograph_faces),
-    "lynx-lite": Model(base="models/Wan2.1-T2V-14B-Diffusers", adapter="models/lynx_lite", faces=photograph_faces),
+    "lynx-full": _real("lynx_full"),
+    "lynx-lite": _real("lynx_lite"),
 }

@@ -62,7 +62,10 @@ class Conditions:
 
 
 def batched(conditions: Conditions, table: Table, tokens: int, device: torch.device) -> bool:
-    """Whether the passes of a table, of so many video tokens each, run as one batch. Raises BadRequest where that was asked for and cannot be."""
+    """Whether the passes of a table, of so many video tokens each, run as one batch.
+
+    Raises BadRequest where that was asked for and cannot be.
+    """
     if len(table) == 1:
         return False
     if conditions.mode == "batched" and conditions.lora_passes == "prompt":

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lynx_video.errors import BadOutput, BadRequest, BadWeights
+from lynx_video.runtime.parallel import Processes
 from lynx_video.training.config import FREE
-from lynx_video.training.parallel import Processes
 
 FOLDER, PROGRESS = "checkpoints", "progress.json"
 

@@ -14,7 +14,8 @@ from lynx_video.adapters.attach import Adapter
 from lynx_video.adapters.weights import save_adapter
 from lynx_video.config import Defaults
 from lynx_video.draft import draft
-from lynx_video.training.parallel import Processes, full
+from lynx_video.runtime.parallel import Processes
+from lynx_video.training.parallel import full
 
 
 def export_adapter(

@@ -15,6 +15,7 @@ from lynx_video.adapters.attach import Adapter
 from lynx_video.adapters.weights import inspect, load_adapter
 from lynx_video.draft import draft
 from lynx_video.errors import BadData, BadRequest
+from lynx_video.runtime.parallel import Processes, processes
 from lynx_video.training.config import TrainConfig
 from lynx_video.training.export import export_adapter
 from lynx_video.training.feed import Feed
@@ -23,14 +24,14 @@ from lynx_video.training.journal import Journal
 from lynx_video.training.model import PackedModel
 from lynx_video.training.order import Order, split_held_out
 from lynx_video.training.packing import PackedAttention
-from lynx_video.training.parallel import Processes, processes, shard_
+from lynx_video.training.parallel import shard_
 from lynx_video.training.shards import Entry, Shards
 from lynx_video.training.trainer import Trainer
 from lynx_video.training.validate import Follow, Subject, Validator
 
 if TYPE_CHECKING:
     from lynx_video.adapters.attach import AdapterConfig
-    from lynx_video.pipeline.load import Blueprint, Components
+    from lynx_video.pipeline.components import Blueprint, Components
 
 CONFIG, ADAPTER = "config.json", "adapter"
 

@@ -14,7 +14,7 @@ from lynx_video.training.model import PackedModel
 from lynx_video.training.sample import Pack, Sample
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import Components
+    from lynx_video.pipeline.components import Components
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,83 +1,15 @@
-"""One process or many: who I am, what the others say, and FSDP2 over the parts of the model.
-
-`torchrun` sets the environment that says how many there are; without it there is one process, and every function here does nothing.
-"""
+"""FSDP2 over the parts of the model; with one process every function here does nothing."""
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from lynx_video.errors import BadRequest
+from lynx_video.runtime.parallel import Processes
 from lynx_video.training.model import PackedModel
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Processes:
-    """This process among all."""
-
-    device: torch.device
-    rank: int = 0
-    count: int = 1
-
-    @property
-    def first(self) -> bool:
-        """Whether this one writes files and speaks."""
-        return self.rank == 0
-
-    def sum(self, values: Tensor) -> Tensor:
-        """float64 values added up over all processes."""
-        if self.count > 1:
-            there = values.to(self.device)
-            dist.all_reduce(there)
-            values = there.to(values.device)
-        return values
-
-    def gather(self, value: Any) -> list[Any]:
-        """One plain value from each process, in order, on every process."""
-        if self.count == 1:
-            return [value]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
-
-    def wait(self) -> None:
-        """Until all are here."""
-        if self.count > 1:
-            dist.barrier()
-
-
-@contextmanager
-def processes(device: str) -> Iterator[Processes]:
-    """Within it the processes that `torchrun` started know each other. Raises BadRequest for a device that torchrun cannot share."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        yield Processes(device=torch.device(device))
-        return
-    if device.startswith("cuda"):
-        if device != "cuda":
-            raise BadRequest(f"--device {device}: with torchrun say cuda, each process takes the GPU of its local rank.")
-        mine = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(mine)
-        dist.init_process_group("nccl", device_id=mine)
-    else:
-        mine = torch.device("cpu")
-        dist.init_process_group("gloo")
-    try:
-        with warnings.catch_warnings():
-            # keys and values come out of a projection as views, which nothing here changes in place
-            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
-            yield Processes(rank=dist.get_rank(), count=count, device=mine)
-    finally:
-        dist.destroy_process_group()
 
 
 def shard_(model: PackedModel, among: Processes, dtype: torch.dtype) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from lynx_video.errors import Cancelled, Diverged
+from lynx_video.runtime.parallel import Processes
 from lynx_video.training.checkpoint import latest, load_checkpoint, read_progress, save_checkpoint
 from lynx_video.training.config import TrainConfig
 from lynx_video.training.feed import Drawn, Feed
@@ -25,7 +26,7 @@ from lynx_video.training.journal import Journal, StepFacts
 from lynx_video.training.model import PackedModel
 from lynx_video.training.objective import step
 from lynx_video.training.order import Cursor
-from lynx_video.training.parallel import Processes, full, local
+from lynx_video.training.parallel import full, local
 
 if TYPE_CHECKING:
     from lynx_video.adapters.attach import Adapter

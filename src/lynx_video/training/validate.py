@@ -23,7 +23,7 @@ from lynx_video.training.sample import Sample
 from lynx_video.training.shards import Entry, Shards
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import Components
+    from lynx_video.pipeline.components import Components
     from lynx_video.training.trainer import Trainer
     from lynx_video.types import Video
 

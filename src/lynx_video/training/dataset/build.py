@@ -33,7 +33,7 @@ from lynx_video.training.shards import CONDITIONS as CONDITIONS_FILE
 from lynx_video.work import SETTINGS, WORK, DiskFull, Shelf, claim_work, disk_full, is_full
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import Blueprint
+    from lynx_video.pipeline.components import Blueprint
     from lynx_video.training.dataset.encode import Job
     from lynx_video.training.dataset.pairing import Role
 

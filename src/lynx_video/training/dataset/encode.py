@@ -25,7 +25,7 @@ from lynx_video.types import Example
 from lynx_video.work import Shelf
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import Blueprint
+    from lynx_video.pipeline.components import Blueprint
     from lynx_video.training.augment import Portrait, Step
     from lynx_video.types import Video
 

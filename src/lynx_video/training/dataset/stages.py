@@ -16,7 +16,7 @@ from lynx_video.training.dataset.source import Drop, Dropped, Item, fingerprint_
 from lynx_video.work import Made, Shelf, keep
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.load import Blueprint
+    from lynx_video.pipeline.components import Blueprint
     from lynx_video.training.dataset.encode import Job
 
 CONDITIONS = "conditions"

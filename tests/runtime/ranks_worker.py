@@ -1,0 +1,146 @@
+"""Small generations that processes share: ranks_worker.py OUT CASE..., in processes that torchrun starts; imported, in one process.
+
+What each process found lies in OUT/CASE.RANK.safetensors.
+"""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+from lynx_video.adapters.memory import text_memory
+from lynx_video.errors import Cancelled
+from lynx_video.pipeline.guidance import passes
+from lynx_video.pipeline.load import load
+from lynx_video.runtime.parallel import Degrees, place, processes, ranks, sharing_tokens
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+NANO = (1, 12, 5, 16, 16)  # 320 tokens, in 3 heads
+EVEN = (1, 16, 2, 12, 12)  # 72 tokens of the golden base, in 4 heads
+ODD = (1, 16, 3, 10, 6)  # 45
+
+
+class Case(NamedTuple):
+    """A generation: the model, the shape of its latents, and how it is shared. stop: guidance ends after so many of the steps."""
+
+    model: str
+    shape: tuple[int, ...]
+    degrees: Degrees
+    stop: int = 3
+
+
+CASES = {
+    "two share three passes": Case("nano", NANO, Degrees(passes=2), stop=2),
+    "two share the heads": Case("golden", EVEN, Degrees(ulysses=2)),
+    "two share the heads of odd tokens": Case("golden", ODD, Degrees(ulysses=2)),
+    "two share the tokens": Case("golden", EVEN, Degrees(ring=2)),
+    "two share odd tokens": Case("golden", ODD, Degrees(ring=2)),
+    "three share three passes": Case("nano", NANO, Degrees(passes=3), stop=2),
+    "three share the heads": Case("nano", NANO, Degrees(ulysses=3)),
+    "three share the tokens": Case("nano", NANO, Degrees(ring=3)),
+    "four share passes and heads": Case("golden", EVEN, Degrees(passes=2, ulysses=2), stop=2),
+    "four share passes and tokens": Case("golden", ODD, Degrees(passes=2, ring=2)),
+    "four share heads and tokens": Case("golden", EVEN, Degrees(ulysses=2, ring=2)),
+    "four share heads and odd tokens": Case("golden", ODD, Degrees(ulysses=2, ring=2)),
+}
+STEPS = 3
+
+
+def drawn(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def model(name):
+    golden = {"base": GOLDEN / "base", "adapter": GOLDEN / "lynx_full"}
+    return load(**(golden if name == "golden" else {}), dtype=torch.float32, device="cpu")
+
+
+@torch.no_grad()
+def generate(components, case, mine=None, seed=0, on_step=None):
+    """{"latents": ..., "features": keys of the reference} after three steps of three passes, as the pipeline makes them."""
+    transformer, adapter = components.transformer, components.adapter
+    width, channels = transformer.config.text_dim, case.shape[1]
+    still = (1, channels, 1, 8, 8)  # 16 tokens
+    texts = {name: text_memory(transformer, drawn(i, 1, 12, width)) for i, name in enumerate(("prompt", "negative"))}
+    person = adapter.remember(drawn(2, 512), drawn(3, *still), drawn(4, 1, 7, width))
+    memories = {"person": person, "nobody": adapter.remember(torch.zeros(512), torch.zeros(still), drawn(4, 1, 7, width))}
+    scheduler = type(components.scheduler).from_config(components.scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    latents = drawn(10 + seed, *case.shape)
+    with sharing_tokens(transformer, mine):
+        for number, t in enumerate(scheduler.timesteps):
+            table = passes(5.0, 2.0) if number < case.stop else passes(1.0, None)
+            found = []
+            for one in mine.share(table) if mine else table:
+                text = texts[one.text]
+                with adapter.using(memories[one.who], text=text):
+                    out = transformer(latents, t.expand(1), text.embeddings[:, :1], return_dict=False)[0]
+                found.append(out)
+            if mine:
+                found = mine.gather(found, len(table), latents)
+            velocity = torch.zeros_like(latents)
+            for one, prediction in zip(table, found, strict=True):
+                velocity += one.weight * prediction
+            latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+            if on_step:
+                on_step(number)
+    features = torch.cat([pair.key.flatten() for pair in person.reference.values()])
+    return {"latents": latents, "features": features}
+
+
+def share(case, name, out, among):
+    """Two generations one after the other on the same model."""
+    mine, components = place(among, case.degrees), model(case.model)
+    found = {f"{key} {seed}": value for seed in (0, 1) for key, value in generate(components, case, mine, seed).items()}
+    assert all(block.attn1.processor._parallel_config is None for block in components.transformer.blocks)
+    save_file(found, out / f"{name}.{among.rank}.safetensors")
+
+
+def stop(out, mine):
+    """Only the first process is asked to stop, in its second step."""
+    asked = []
+
+    def on_step(number):
+        asked.append(number)
+        if mine.agree(mine.first and number == 1):
+            raise Cancelled("enough")
+
+    try:
+        generate(model("nano"), CASES["two share three passes"], mine, on_step=on_step)
+    except Cancelled:
+        save_file({"steps": torch.tensor(asked)}, out / f"stop.{mine.among.rank}.safetensors")
+
+
+def fail(mine):
+    """The second process fails in mid-run, the first would wait for it."""
+
+    def on_step(number):
+        if not mine.first and number == 1:
+            raise RuntimeError("the second one fell")
+
+    generate(model("nano"), CASES["two share three passes"], mine, on_step=on_step)
+
+
+def refuse(among):
+    """An attention that would look at its own slice only."""
+    components = model("golden")
+    components.transformer.set_attention_backend("_native_efficient")
+    with sharing_tokens(components.transformer, place(among, Degrees(ulysses=2))):
+        pass
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, *asked = sys.argv[1:]
+    if asked == ["refuse"]:
+        with processes("cpu") as among:
+            refuse(among)
+    elif asked in (["stop"], ["fail"]):
+        with ranks("cpu", Degrees(passes=2)) as mine:
+            stop(Path(folder), mine) if asked == ["stop"] else fail(mine)
+    else:
+        with processes("cpu") as among:
+            for name in asked:
+                share(CASES[name], name, Path(folder), among)
