@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lynx_video.errors import BadRequest
 
@@ -149,6 +149,17 @@ class RuntimeConfig:
         _choice("lora_passes", self.lora_passes, ("all", "prompt"))
         for name in ("pass_degree", "ulysses_degree", "ring_degree"):
             _whole(name, getattr(self, name), 1, 4096)
+
+    def shaping(self) -> dict[str, Any]:
+        """What of it shows in the clips, as plain JSON values; the rest changes no more than the last bits."""
+        return {
+            "quantize": self.quantize if self.quantize != "none" else None,
+            "vae_tiling": bool(self.vae_tiling),
+            "attention_backend": self.attention_backend,
+            "gguf": self.gguf and self.gguf.name,
+            "loras": [Path(one).name for one in self.lora_path],
+            "lora_passes": self.lora_passes,
+        }
 
 
 def _whole(name: str, value: int | None, low: int, high: int) -> None:

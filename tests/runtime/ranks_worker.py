@@ -4,6 +4,7 @@ What each process found lies in OUT/CASE.RANK.safetensors.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from lynx_video.adapters.memory import text_memory
-from lynx_video.errors import Cancelled
+from lynx_video.errors import BadRequest, Cancelled
 from lynx_video.pipeline.guidance import passes
 from lynx_video.pipeline.load import load
 from lynx_video.runtime.parallel import Degrees, place, processes, ranks, sharing_tokens
@@ -59,7 +60,7 @@ def model(name):
 
 @torch.no_grad()
 def generate(components, case, mine=None, seed=0, on_step=None):
-    """{"latents": ..., "features": keys of the reference} after three steps of three passes, as the pipeline makes them."""
+    """Latents after three steps as the pipeline makes them; keys of the reference; how many tokens a block had in each forward."""
     transformer, adapter = components.transformer, components.adapter
     width, channels = transformer.config.text_dim, case.shape[1]
     still = (1, channels, 1, 8, 8)  # 16 tokens
@@ -68,7 +69,8 @@ def generate(components, case, mine=None, seed=0, on_step=None):
     memories = {"person": person, "nobody": adapter.remember(torch.zeros(512), torch.zeros(still), drawn(4, 1, 7, width))}
     scheduler = type(components.scheduler).from_config(components.scheduler.config)
     scheduler.set_timesteps(STEPS)
-    latents = drawn(10 + seed, *case.shape)
+    latents, seen = drawn(10 + seed, *case.shape), []
+    watch = transformer.blocks[1].ffn.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
     with sharing_tokens(transformer, mine):
         for number, t in enumerate(scheduler.timesteps):
             table = passes(5.0, 2.0) if number < case.stop else passes(1.0, None)
@@ -86,21 +88,23 @@ def generate(components, case, mine=None, seed=0, on_step=None):
             latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
             if on_step:
                 on_step(number)
+    watch.remove()
     features = torch.cat([pair.key.flatten() for pair in person.reference.values()])
-    return {"latents": latents, "features": features}
+    return {"latents": latents, "features": features, "tokens": torch.tensor(seen)}
 
 
-def share(case, name, out, among):
-    """Two generations one after the other on the same model."""
+def share(name, out, among):
+    """Two generations one after the other on the same model, and how many tokens each forward of a block had."""
+    case = CASES[name]
     mine, components = place(among, case.degrees), model(case.model)
     found = {f"{key} {seed}": value for seed in (0, 1) for key, value in generate(components, case, mine, seed).items()}
     assert all(block.attn1.processor._parallel_config is None for block in components.transformer.blocks)
     save_file(found, out / f"{name}.{among.rank}.safetensors")
 
 
-def stop(out, mine):
+def stop(out, among):
     """Only the first process is asked to stop, in its second step."""
-    asked = []
+    asked, mine = [], place(among, Degrees(passes=2))
 
     def on_step(number):
         asked.append(number)
@@ -110,37 +114,34 @@ def stop(out, mine):
     try:
         generate(model("nano"), CASES["two share three passes"], mine, on_step=on_step)
     except Cancelled:
-        save_file({"steps": torch.tensor(asked)}, out / f"stop.{mine.among.rank}.safetensors")
+        save_file({"steps": torch.tensor(asked)}, out / f"stop.{among.rank}.safetensors")
 
 
-def fail(mine):
-    """The second process fails in mid-run, the first would wait for it."""
-
-    def on_step(number):
-        if not mine.first and number == 1:
-            raise RuntimeError("the second one fell")
-
-    generate(model("nano"), CASES["two share three passes"], mine, on_step=on_step)
-
-
-def refuse(among):
+def refuse(out, among):
     """An attention that would look at its own slice only."""
     components = model("golden")
     components.transformer.set_attention_backend("_native_efficient")
-    with sharing_tokens(components.transformer, place(among, Degrees(ulysses=2))):
-        pass
+    try:
+        generate(components, CASES["two share the heads"], place(among, Degrees(ulysses=2)))
+    except BadRequest as error:
+        (out / f"refuse.{among.rank}.txt").write_text(str(error))
+
+
+def fail():
+    """The second process fails in mid-run; the first waits for what it does not get."""
+    with ranks("cpu", Degrees(passes=2)) as mine:
+        for number in range(3):
+            if not mine.first and number == 1:
+                raise RuntimeError("the second one fell")
+            mine.gather([torch.zeros(2)], 2, torch.zeros(2))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, *asked = sys.argv[1:]
-    if asked == ["refuse"]:
-        with processes("cpu") as among:
-            refuse(among)
-    elif asked in (["stop"], ["fail"]):
-        with ranks("cpu", Degrees(passes=2)) as mine:
-            stop(Path(folder), mine) if asked == ["stop"] else fail(mine)
+    if asked == ["fail"]:
+        fail()
     else:
-        with processes("cpu") as among:
-            for name in asked:
-                share(CASES[name], name, Path(folder), among)
+        with processes("cpu") as among:  # once: a second group on the same torchrun would wait for keys of the first
+            for one in asked:
+                {"stop": stop, "refuse": refuse}.get(one, partial(share, one))(Path(folder), among)

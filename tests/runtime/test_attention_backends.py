@@ -239,7 +239,7 @@ def test_flash3_goes_through_torch(stock_transformer, gpu, monkeypatch):
 
 def test_a_package_that_is_there_and_broken(stock_transformer, gpu):
     """torch's own activation imports it, which fails here."""
-    with pytest.raises(MissingDependency, match="flash3 cannot be loaded .*flash_attn_interface.*say native"):
+    with pytest.raises(MissingDependency, match=r"flash3 cannot be loaded .*flash_attn_interface.*say native"):
         set_backend_(copy.deepcopy(stock_transformer(BF16)), "flash3", gpu((9, 0), FA3))
 
 

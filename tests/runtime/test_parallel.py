@@ -21,19 +21,21 @@ EXACT = [name for name in CASES if name.endswith("passes")]
 CPU = torch.device("cpu")
 
 
-def torchrun(count, folder, *asked, check=True):
+def torchrun(count, folder, *asked):
+    """Exit status and stderr; the processes end with it, also where they wait for each other."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", str(port)]
-    return subprocess.run(
-        [*command, ranks_worker.__file__, str(folder), *asked],
-        check=check,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=240,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, ranks_worker.__file__, str(folder), *asked], stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            _, told = process.communicate(timeout=300)
+        finally:
+            process.terminate()
+    return process.returncode, told
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +61,16 @@ def together(tmp_path_factory):
     @functools.cache
     def make(count):
         folder = tmp_path_factory.mktemp(f"ranks{count}")
-        torchrun(count, folder, *(name for name, case in CASES.items() if case.degrees.count == count))
+        asked = [name for name, case in CASES.items() if case.degrees.count == count]
+        status, told = torchrun(count, folder, *asked, *(["stop", "refuse"] if count == 2 else []))
+        assert status == 0, told
         return folder
 
     def found(name):
         count = CASES[name].degrees.count
         return [load_file(make(count) / f"{name}.{rank}.safetensors") for rank in range(count)]
 
+    found.folder = make
     return found
 
 
@@ -75,37 +80,48 @@ def by_count(name):
 
 @pytest.mark.parametrize("name", [by_count(name) for name in CASES])
 def test_together_as_alone(name, alone, together, record_property):
-    """Latents on every process, of two generations one after the other: equal where passes are shared, to 1e-5 where tokens are."""
+    """Two generations one after the other on every process: equal where passes are shared, to 1e-5 where tokens are."""
     one, many = alone(name), together(name)
     assert not torch.equal(one["latents 0"], one["latents 1"])
     for found in many:
         assert found.keys() == one.keys()
-        assert torch.equal(found["features 0"], one["features 0"])
-        assert torch.equal(found["features 1"], one["features 0"])
-        assert all(torch.equal(found[key], many[0][key]) for key in one)
-    difference = max(float((many[0][key] - one[key]).abs().max()) for key in one)
+        for seed in (0, 1):
+            assert torch.equal(found[f"features {seed}"], one["features 0"]), "taken from all tokens, also the second time"
+            assert torch.equal(found[f"latents {seed}"], many[0][f"latents {seed}"])
+    difference = max(float((many[0][key] - one[key]).abs().max()) for key in ("latents 0", "latents 1"))
     record_property("difference", difference)
     print(f"{name}: {difference:.1e}")
     assert difference <= (0 if name in EXACT else TOLERANCE)
 
 
-def test_a_stop_of_one_stops_all(tmp_path):
-    torchrun(2, tmp_path, "stop")
-    assert [load_file(tmp_path / f"stop.{rank}.safetensors")["steps"].tolist() for rank in (0, 1)] == [[0, 1], [0, 1]]
+@pytest.mark.parametrize("name", [by_count(name) for name in CASES])
+def test_the_work_is_divided(name, alone, together):
+    """Each process runs the forwards of its passes with its slice of the tokens; together they are what one does."""
+    one, many, degrees = alone(name), together(name), CASES[name].degrees
+    whole, parts = one["tokens 0"], [found["tokens 0"] for found in many]
+    assert sum(int(part.sum()) for part in parts) == int(whole.sum())
+    longest = -(-int(whole[0]) // degrees.tokens)
+    assert {int(part.max()) for part in parts} <= {longest, longest - 1}
+    steps, stop = ranks_worker.STEPS, CASES[name].stop
+    assert max(len(part) for part in parts) == -(-3 // degrees.passes) * stop + steps - stop
+
+
+def test_a_stop_of_one_stops_all(together):
+    folder = together.folder(2)
+    assert [load_file(folder / f"stop.{rank}.safetensors")["steps"].tolist() for rank in (0, 1)] == [[0, 1], [0, 1]]
+
+
+def test_an_attention_that_would_see_its_slice_only_is_refused(together):
+    for rank in (0, 1):
+        told = (together.folder(2) / f"refuse.{rank}.txt").read_text()
+        assert "the attention backend _native_efficient can't share heads among 2 processes" in told
+        assert "--ulysses-degree 1 --ring-degree 2" in told
 
 
 def test_one_that_fails_ends_all(tmp_path):
-    """Well before the two minutes after which the run here would be given up."""
-    done = torchrun(2, tmp_path, "fail", check=False)
-    assert done.returncode != 0
-    assert "the second one fell" in done.stderr
-
-
-def test_an_attention_that_would_see_its_slice_only_is_refused(tmp_path):
-    done = torchrun(2, tmp_path, "refuse", check=False)
-    assert done.returncode != 0
-    assert "the attention backend _native_efficient can't share heads among 2 processes" in done.stderr
-    assert "--ulysses-degree 1 --ring-degree 2" in done.stderr
+    status, told = torchrun(2, tmp_path, "fail")
+    assert status != 0
+    assert "the second one fell" in told
 
 
 @pytest.mark.parametrize(
@@ -124,14 +140,12 @@ def test_an_attention_that_would_see_its_slice_only_is_refused(tmp_path):
         (2, 3, 3, 320, Degrees(ring=2)),
         (3, 2, 3, 320, Degrees(ulysses=3)),
         (6, 2, 3, 320, Degrees(passes=2, ulysses=3)),
-        (4, 3, 4, 3, None),
+        (4, 3, 4, 1, None),
     ],
 )
 def test_chosen_degrees(world, passes_, heads, tokens, expected):
     if expected is None:
-        with pytest.raises(
-            BadRequest, match=r"4 processes can't share the work: .* --nproc-per-node 1 or 2 or 3 or 6 would work"
-        ):
+        with pytest.raises(BadRequest, match=r"4 processes can't share the work: .* --nproc-per-node 1 or 2 or 3 would work"):
             choose_degrees(world, passes_, heads, tokens)
     else:
         assert choose_degrees(world, passes_, heads, tokens) == expected

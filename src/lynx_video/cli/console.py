@@ -19,16 +19,20 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, slots=True)
 class Console:
-    """Where a command speaks. quiet: results and warnings only. as_json: results and warnings as one JSON object, no notes."""
+    """Where a command speaks. quiet: results and warnings only. as_json: results and warnings as one JSON object, no notes.
+
+    mute: nothing at all, since another process speaks.
+    """
 
     quiet: bool = False
     as_json: bool = False
+    mute: bool = False
     warnings: list[str] = field(default_factory=list)
 
     @property
     def silent(self) -> bool:
         """Whether notes and progress are unwanted."""
-        return self.quiet or self.as_json
+        return self.quiet or self.as_json or self.mute
 
     def note(self, text: str) -> None:
         """A line about what goes on."""
@@ -38,12 +42,13 @@ class Console:
     def warn(self, text: str) -> None:
         """A line about something that may spoil the result, said under `quiet` too; in the JSON object where there is one."""
         self.warnings.append(text)
-        if not self.as_json:
+        if not (self.as_json or self.mute):
             print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def result(self, line: str, facts: Mapping[str, Any]) -> None:
         """The result: `line` for people, `facts` (plain JSON values) for programs."""
-        print(json.dumps({**facts, "warnings": self.warnings}) if self.as_json else line, flush=True)
+        if not self.mute:
+            print(json.dumps({**facts, "warnings": self.warnings}) if self.as_json else line, flush=True)
 
     @contextmanager
     def steps(self, clips: int = 1) -> Iterator[Callable[[Step], None]]:

@@ -6,18 +6,18 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
-from click.core import ParameterSource
 
 from lynx_video.cli.console import Console, hush_libraries, resumable
 from lynx_video.cli.flags import FaceFlags, ModelFlags, ModelName, WorkFlags, absolute
-from lynx_video.cli.options import options
-from lynx_video.config import GenerateConfig
+from lynx_video.cli.options import options, over
+from lynx_video.cli.speed import SpeedFlags, tuned
+from lynx_video.config import GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadRequest, LynxError
 from lynx_video.evaluation.config import ScoreConfig
 from lynx_video.evaluation.grid import GridConfig
@@ -94,7 +94,9 @@ def evaluate() -> None:
     RunFlags,
     GridConfig,
     ModelFlags,
+    SpeedFlags,
     GenerateConfig,
+    RuntimeConfig,
     FaceFlags,
     ScoreFlags,
     ScoreConfig,
@@ -107,7 +109,9 @@ def run(
     flags: RunFlags,
     grid: GridConfig,
     model: ModelFlags,
+    speed: SpeedFlags,
     config: GenerateConfig,
+    runtime: RuntimeConfig,
     face: FaceFlags,
     score_flags: ScoreFlags,
     score_config: ScoreConfig,
@@ -123,7 +127,8 @@ def run(
     Killed and given again, the command goes on where it was.
     """
     console = Console(quiet=work.quiet, as_json=work.json)
-    grid = _grid(flags, grid)
+    grid = over(EVALUATION[flags.grid](), grid)
+    config, runtime = tuned(speed, model, config, runtime)
     drawn = model.model.startswith("nano") and model.base_model_path is None
     if grid.subjects is None and not drawn:
         raise BadRequest("say whose clips: --subjects FOLDER, with a photo for each; only nano can draw its subjects.")
@@ -149,7 +154,7 @@ def run(
         face_detector=face.face_detector and face.face_detector.absolute(),
         arcface=face.arcface and face.arcface.absolute(),
     )
-    survey = partial(survey_model, model, face, config)
+    survey = partial(survey_model, model, face, config, runtime=runtime)
     blueprint = survey()
     request = Request(
         folder=out,
@@ -301,13 +306,6 @@ def _results(folder: Path) -> Path:
     return inner if (inner / "scores.jsonl").is_file() and not (folder / "scores.jsonl").is_file() else folder
 
 
-def _grid(flags: RunFlags, given: GridConfig) -> GridConfig:
-    """The preset's grid, with those settings replaced that were named on the command line."""
-    context = click.get_current_context()
-    named = [one.name for one in fields(GridConfig) if context.get_parameter_source(one.name) is ParameterSource.COMMANDLINE]
-    return replace(EVALUATION[flags.grid](), **{name: getattr(given, name) for name in named})
-
-
 def _entries(out: Path, grid: GridConfig, extension: str, *, drawn: bool) -> tuple[list[Entry], list[str]]:
     """The clips of the grid, and where it is smaller than was asked for."""
     import numpy as np
@@ -385,7 +383,7 @@ def _named_file(text: str) -> str:
 
 def _system(facts: dict[str, Any]) -> str:
     """The model's name, and what differs from its defaults."""
-    plain = asdict(GenerateConfig())
+    plain = asdict(GenerateConfig()) | RuntimeConfig().shaping()
     differs = {key: value for key, value in facts.items() if key in plain and key != "seed" and value != plain[key]}
     said = ", ".join(f"{key.replace('_', ' ')} {_short(value)}" for key, value in differs.items())
     return f"{facts.get('model', '')} ({said})" if said else str(facts.get("model", ""))

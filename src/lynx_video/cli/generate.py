@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from lynx_video.cli.console import Console, hush_libraries
 from lynx_video.cli.flags import FaceFlags, ModelFlags, OutputFlags, SelectFlags, SubjectFlags
 from lynx_video.cli.models import idle_options, read_face_record, scored_by, sit, survey_model
 from lynx_video.cli.options import options
-from lynx_video.config import GenerateConfig
+from lynx_video.cli.speed import SpeedFlags, sharing, tuned
+from lynx_video.config import GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadOutput, BadRequest, LynxWarning, Missed
 
 if TYPE_CHECKING:
@@ -41,11 +43,13 @@ class Made:
 
 
 @click.command()
-@options(SubjectFlags, ModelFlags, GenerateConfig, FaceFlags, SelectFlags, OutputFlags)
+@options(SubjectFlags, ModelFlags, SpeedFlags, GenerateConfig, RuntimeConfig, FaceFlags, SelectFlags, OutputFlags)
 def generate(
     subject: SubjectFlags,
     model: ModelFlags,
+    speed: SpeedFlags,
     config: GenerateConfig,
+    runtime: RuntimeConfig,
     face: FaceFlags,
     select: SelectFlags,
     output: OutputFlags,
@@ -54,9 +58,11 @@ def generate(
 
     \b
     lynx-video generate --subject-image me.jpg --prompt "The person smiles." --model lynx-full
+    torchrun --nproc-per-node 3 -m lynx_video generate ...      the same on several GPUs
     """
-    console = Console(quiet=output.quiet, as_json=output.json)
-    made = produce(subject, model, config, face, output, console, select=select)
+    console = Console(quiet=output.quiet, as_json=output.json, mute=os.environ.get("RANK", "0") != "0")
+    config, runtime = tuned(speed, model, config, runtime)
+    made = produce(subject, model, config, face, output, console, select=select, runtime=runtime)
     clip = made.clip
     facts: dict[str, Any] = {
         "output": str(made.output),
@@ -89,10 +95,13 @@ def produce(
     console: Console,
     *,
     select: SelectFlags = SelectFlags(),  # noqa: B008 (a frozen value)
+    runtime: RuntimeConfig = RuntimeConfig(),  # noqa: B008 (a frozen value)
     shown: Path | None = None,
     before_writing: Callable[[Clip], None] | None = None,
 ) -> Made:
     """Check everything that can be refused, then load, generate and write. Raises a LynxError, with nothing left behind.
+
+    Of the processes that torchrun starts, all make the clip together and the first writes it.
 
     select: how many clips the best is chosen from, and what it must reach; one that does not is written with what it `missed`.
     shown: the portrait's name in messages and in the clip's settings, if not its own. before_writing: what it raises keeps the
@@ -123,7 +132,7 @@ def produce(
     from lynx_video.safety import check_frames
 
     enrolment = load_enrolment(subject.identity) if subject.identity is not None else None
-    blueprint = survey_model(model, face, config, enrolment)
+    blueprint = survey_model(model, face, config, enrolment, runtime)
     if select.recogniser is not None:
         blueprint = replace(blueprint, faces=scored_by(blueprint.faces, select.recogniser))
     chosen = plan(blueprint, config)
@@ -150,26 +159,29 @@ def produce(
     console.note(f"model: {describe(model, blueprint)}")
     for caution in cautions:
         console.warn(caution)
-    components = assemble(blueprint, idle_models=config.idle_models)
-    with console.steps(select.best_of) as on_step, warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", category=LynxWarning)
-        facts = _face_facts(subject, face, shown or source)
-        if select.best_of > 1:
-            follow, say = _follow(model), partial(_say, console)
-            clip, _ = generate_best(
-                components,
-                who,
-                prompt,
-                config,
-                select.best_of,
-                follow=follow,
-                on_step=on_step,
-                on_candidate=say,
-                facts=facts,
-            )
-        else:
-            clip = make(components, who, prompt, config, on_step=on_step, facts=facts)
+    if blueprint.planned:
+        console.note(blueprint.planned)
+    with sharing(blueprint, chosen) as ranks:
+        components = assemble(blueprint, idle_models=config.idle_models, ranks=ranks)
+        with console.steps(select.best_of) as on_step, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", category=LynxWarning)
+            facts = _face_facts(subject, face, shown or source)
+            if select.best_of > 1:
+                follow, say = _follow(model), partial(_say, console)
+                clip, _ = generate_best(
+                    components,
+                    who,
+                    prompt,
+                    config,
+                    select.best_of,
+                    follow=follow,
+                    on_step=on_step,
+                    on_candidate=say,
+                    facts=facts,
+                )
+            else:
+                clip = make(components, who, prompt, config, on_step=on_step, facts=facts)
     for warning in told:
         console.warn(str(warning.message))
     if checker is not None:
@@ -179,7 +191,8 @@ def produce(
     judge = blueprint.faces.judge_name if clip.coverage is not None else ""
     missed = _missed(clip, select.min_similarity)
     said = {"model": model.model, "judge": judge} | ({"missed": missed} if missed else {})
-    _write(clip, target, output.save_tensors, said)
+    if ranks is None or ranks.first:
+        _write(clip, target, output.save_tensors, said)
     return Made(clip=clip, output=target, judge=judge, missed=missed)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lynx_video.cli.flags import FaceFlags, ModelFlags
-from lynx_video.config import GenerateConfig
+from lynx_video.config import GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadRequest, BadWeights, NoFace
 
 if TYPE_CHECKING:
@@ -21,13 +21,19 @@ if TYPE_CHECKING:
 
 
 def survey_model(
-    model: ModelFlags, face: FaceFlags, config: GenerateConfig | None = None, enrolment: Enrolment | None = None
+    model: ModelFlags,
+    face: FaceFlags,
+    config: GenerateConfig | None = None,
+    enrolment: Enrolment | None = None,
+    runtime: RuntimeConfig = RuntimeConfig(),  # noqa: B008 (a frozen value)
 ) -> Blueprint:
-    """The model that the options name, checked, no weight read; without the adapter parts that `config` switches off.
+    """The model that the options name, checked, no weight read; without the adapter parts that `config` switches off, and with what a
+    memory budget decides for `config`.
 
     enrolment: an identity that brings its memories, so that the adapter is read only if its path is given or it is needed.
     """
     from lynx_video.pipeline.load import survey
+    from lynx_video.pipeline.tuning import settle
 
     config = config or GenerateConfig()
     needed = enrolment is None or bool(model.adapter_path) or config.reference_latent == "sample"
@@ -43,6 +49,7 @@ def survey_model(
             with_adapter=needed,
             arm=enrolment.arm if enrolment else None,
             models=model.models,
+            runtime=runtime,
         )
 
     if not needed or (config.ip_scale != 0 and config.ref_scale != 0):
@@ -56,7 +63,7 @@ def survey_model(
             found = look(None)
     else:
         found = replace(look(None), files=None, adapter_hash="")
-    return replace(found, faces=_override(found.faces, model, face))
+    return settle(replace(found, faces=_override(found.faces, model, face)), config)
 
 
 def idle_options(blueprint: Blueprint, enrolment: Enrolment | None, config: GenerateConfig, chosen: Plan) -> list[str]:

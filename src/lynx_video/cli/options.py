@@ -11,13 +11,15 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Collection
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 Command = Callable[..., None]
+Config = TypeVar("Config", bound=Any)
 
 
 class Blocks(click.ParamType[Any]):
@@ -79,6 +81,18 @@ def options(*kinds: type, without: Collection[str] = ()) -> Callable[[Command], 
         return decorated
 
     return decorate
+
+
+def named(option: str) -> bool:
+    """Whether an option was given on the command line; outside of one, nothing was."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(option) is ParameterSource.COMMANDLINE
+
+
+def over(preset: Config, given: Config) -> Config:
+    """The preset's settings, with those of `given` replaced that were named on the command line."""
+    changes = {one.name: getattr(given, one.name) for one in fields(preset) if named(one.name)}
+    return replace(preset, **changes)
 
 
 @functools.cache

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeVar
-
-import click
-from click.core import ParameterSource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from lynx_video.cli.flags import ModelFlags
+from lynx_video.cli.options import named, over
 from lynx_video.config import GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadRequest
 from lynx_video.presets import SPEED
 
-Config = TypeVar("Config", GenerateConfig, RuntimeConfig)
+if TYPE_CHECKING:
+    from lynx_video.pipeline.components import Blueprint
+    from lynx_video.pipeline.generate import Plan
+    from lynx_video.runtime.parallel import Ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,22 +35,32 @@ def tuned(
     Raises BadRequest for a preset that needs a few-step LoRA where none is known.
     """
     preset = SPEED[flags.preset]()
-    settings = dict(preset.runtime)
-    if preset.few_step and not _named("lora_path"):
+    settings = {**preset.runtime}
+    if preset.few_step and not named("lora_path"):
         settings["lora_path"] = (_few_step(model, flags.preset),)
-    return _changed(config, preset.generation), _changed(runtime, settings)
+    return over(GenerateConfig(**preset.generation), config), over(RuntimeConfig(**settings), runtime)
 
 
-def _changed(config: Config, settings: Mapping[str, Any]) -> Config:
-    known = {one.name for one in fields(config)}
-    assert settings.keys() <= known, "a preset sets fields that exist"
-    return replace(config, **{name: value for name, value in settings.items() if not _named(name)})
+@contextmanager
+def sharing(blueprint: Blueprint, chosen: Plan) -> Iterator[Ranks | None]:
+    """Within it the processes that torchrun started share the generation; None where there is one. Raises as `choose_degrees`."""
+    from lynx_video.runtime.parallel import choose_degrees, ranks, started
 
-
-def _named(option: str) -> bool:
-    """Whether an option was given on the command line; outside of one, nothing was."""
-    context = click.get_current_context(silent=True)
-    return context is not None and context.get_parameter_source(option) is ParameterSource.COMMANDLINE
+    world, runtime = started()[1], blueprint.runtime
+    degrees = choose_degrees(
+        world,
+        len(chosen.tables[0]),
+        blueprint.shape.heads,
+        chosen.tokens(blueprint.patch_size),
+        pass_degree=runtime.pass_degree,
+        ulysses_degree=runtime.ulysses_degree,
+        ring_degree=runtime.ring_degree,
+    )
+    if world == 1:
+        yield None
+        return
+    with ranks(blueprint.device, degrees) as mine:
+        yield mine
 
 
 def _few_step(model: ModelFlags, preset: str) -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
-from click.core import ParameterSource
 
 from lynx_video.cli.console import Console, hush_libraries
 from lynx_video.cli.flags import ModelName
-from lynx_video.cli.options import options
+from lynx_video.cli.options import options, over
 from lynx_video.errors import BadOutput, BadRequest
 from lynx_video.presets import TRAINING
 from lynx_video.training.config import TrainConfig
@@ -59,7 +58,7 @@ def train(data: Path, run: Path, flags: RunFlags, given: TrainConfig) -> None:
     # of the processes that torchrun starts, the first speaks
     speaks = os.environ.get("RANK", "0") == "0"
     console = Console(quiet=flags.quiet or not speaks, as_json=flags.json)
-    config = _config(flags, given)
+    config = over(TRAINING[flags.preset](), given)
     if run.exists() and not run.is_dir():
         raise BadOutput(f"{run} is a file; name a folder for the run.")
 
@@ -89,14 +88,6 @@ def train(data: Path, run: Path, flags: RunFlags, given: TrainConfig) -> None:
         console.result(
             f"{adapter}: {config.arm} adapter after {config.steps} steps", {"adapter": str(adapter), "run": str(run)}
         )
-
-
-def _config(flags: RunFlags, given: TrainConfig) -> TrainConfig:
-    """The preset's settings, with those replaced that were named on the command line."""
-    context = click.get_current_context()
-    named = [one.name for one in fields(TrainConfig) if context.get_parameter_source(one.name) is ParameterSource.COMMANDLINE]
-    changes: dict[str, Any] = {name: getattr(given, name) for name in named}
-    return replace(TRAINING[flags.preset](), **changes)
 
 
 @click.command("train-report")

@@ -211,6 +211,7 @@ def settings(blueprint: Blueprint, config: GenerateConfig, name: str, safety: st
         "face_encoder": known_by(blueprint.faces.encoder()),
         "safety_checker": safety,
         **said,
+        **blueprint.runtime.shaping(),
     }
 
 

@@ -46,6 +46,10 @@ class Blueprint:
     "of a base with two experts: the timestep below which the second transformer serves; 0 for a base of one"
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     loras: tuple[LoraFile, ...] = ()
+    idle_models: str | None = None
+    "what a memory budget decided for them; None: nothing"
+    planned: str = ""
+    "what a memory budget decided, in words"
 
     @property
     def grid(self) -> int:

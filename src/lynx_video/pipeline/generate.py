@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -49,6 +50,10 @@ class Plan:
     "the passes of each step"
     identity: Influence
     reference: Influence
+
+    def tokens(self, patch_size: tuple[int, int, int]) -> int:
+        """Video tokens of a pass."""
+        return math.prod(size // patch for size, patch in zip(self.latent_shape[2:], patch_size, strict=True))
 
 
 def plan(model: Components | Blueprint, config: GenerateConfig) -> Plan:
@@ -234,5 +239,6 @@ def _settings(components: Components, identity: Identity, prompt: str, config: G
         "adapter_hash": components.adapter_hash,
         "portrait_hash": identity.portrait_hash,
         "torch_dtype": str(components.dtype).removeprefix("torch."),
+        **components.runtime.shaping(),
         "versions": {"lynx-video": __version__, "torch": str(torch.__version__), "diffusers": str(diffusers.__version__)},
     }

@@ -66,10 +66,10 @@ def load(
         models=models,
         runtime=runtime,
     )
-    blueprint, planned = settle(blueprint, GenerateConfig())
+    blueprint = settle(blueprint, GenerateConfig())
     for caution in blueprint.cautions:
         warnings.warn(caution, LynxWarning, stacklevel=2)
-    return assemble(blueprint, idle_models=planned or idle_models)
+    return assemble(blueprint, idle_models=idle_models)
 
 
 def survey(
@@ -144,9 +144,9 @@ def survey(
 
 
 def assemble(blueprint: Blueprint, *, idle_models: str = "keep", ranks: Ranks | None = None) -> Components:
-    """Read the weights of a surveyed model; idle_models as in `load`. Raises BadWeights for a base that cannot be loaded.
+    """Read the weights of a surveyed model. Raises BadWeights for a base that cannot be loaded.
 
-    ranks: the processes that share the work, each with the whole model; None: this one alone.
+    idle_models: as in `load`, unless a memory budget decided. ranks: the processes that share the work, each with the whole model; None: this one alone.
     """
     import torch
 
@@ -155,6 +155,7 @@ def assemble(blueprint: Blueprint, *, idle_models: str = "keep", ranks: Ranks | 
 
     if idle_models not in IDLE_MODELS:
         raise BadRequest(f"idle_models must be one of {', '.join(IDLE_MODELS)}, got {idle_models!r}.")
+    idle_models = blueprint.idle_models or idle_models
     device = ranks.among.device if ranks is not None else torch.device(blueprint.device)
     held = str(device) if holds_whole(blueprint.runtime) else "cpu"
     base = load_base(blueprint.base_name, blueprint.dtype, str(device), idle_models=idle_models, transformer_device=held)

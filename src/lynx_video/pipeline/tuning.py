@@ -56,18 +56,16 @@ def check_runtime(
     return loras, tuple(cautions)
 
 
-def settle(blueprint: Blueprint, config: GenerateConfig) -> tuple[Blueprint, str | None]:
-    """The same model with what its memory budget decides for this request, and what is done with idle models (None: as asked).
-
-    Raises BadRequest for a budget that no plan meets.
-    """
+def settle(blueprint: Blueprint, config: GenerateConfig) -> Blueprint:
+    """The same model with what its memory budget decides for this request. Raises BadRequest for a budget that no plan meets."""
     if blueprint.runtime.vram_budget is None:
-        return blueprint, None
+        return blueprint
     from lynx_video.pipeline.forecast import forecast
 
-    layout = forecast(blueprint, config, blueprint.runtime).layout
+    found = forecast(blueprint, config, blueprint.runtime)
+    layout = found.layout
     runtime = replace(blueprint.runtime, quantize=layout.quantize, offload=layout.offload, vae_tiling=layout.vae_tiling)
-    return replace(blueprint, runtime=runtime), layout.idle_models
+    return replace(blueprint, runtime=runtime, idle_models=layout.idle_models, planned=found.text)
 
 
 def holds_whole(runtime: RuntimeConfig) -> bool:

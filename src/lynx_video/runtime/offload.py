@@ -164,30 +164,26 @@ def _park(block: nn.Module, name: str, layer: nn.Module, device: torch.device) -
     return put_back
 
 
-def _visit(layer: nn.Module, device: torch.device) -> Callable[[], None]:
-    """Move a layer of any kind to `device`; how to bring it back, to the very tensors it had where they can be put back."""
+def _visit(layer: nn.Module, device: torch.device) -> Callable[[], Any]:
+    """Move a layer of any kind to `device`; how to bring it back, from a device to the very tensors it had in host memory."""
     home = next(layer.parameters()).device
     if home == torch.empty(0, device=device).device:  # which has a number
         return lambda: None
-    kept: list[tuple[dict[str, Any], str, Any, Any]] = []
+    places: list[tuple[dict[str, Any], str, Any]] = []
     for module in layer.modules():
-        for held in (module._parameters, module._buffers):
-            kept += [(held, name, tensor, tensor.data) for name, tensor in held.items() if tensor is not None]
-    whole = any(
-        hasattr(tensor, "__tensor_flatten__") for _, _, tensor, _ in kept
-    )  # several tensors as one (torchao): no `.data`
+        tables: Any = (module._parameters, module._buffers)
+        places += [(held, name, tensor) for held in tables for name, tensor in held.items() if tensor is not None]
+    if device.type == "cpu" or any(hasattr(tensor, "__tensor_flatten__") for *_, tensor in places):
+        layer.to(device)  # what is several tensors in one (torchao's) has no `.data` to keep
+        return lambda: layer.to(home)
+    kept = [(*place, place[-1].data) for place in places]
     layer.to(device)
 
     def back() -> None:
-        if whole or device.type == "cpu":  # what was kept of a device's memory would not have been given free
-            layer.to(home)
-            return
         for held, name, tensor, data in kept:
             tensor.data = data
             held[name] = tensor
 
-    if whole or device.type == "cpu":
-        kept.clear()
     return back
 
 

@@ -124,13 +124,14 @@ _MAYBE_WAITING = {
     "aten._to_copy": _is_copied,
     "aten.copy_": _is_copied_over,
 }
-_TORCH = str(Path(torch.__file__).parent)
+_BETWEEN = (str(Path(torch.__file__).parent), str(warnings.__file__), __file__)
+"files that ask on behalf of others"
 
 
 def _caller() -> str:
-    """`file:line: code` of the innermost frame that is neither torch's nor this module's."""
+    """`file:line: code` of the innermost frame outside of `_BETWEEN`."""
     frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((_TORCH, __file__)):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_BETWEEN):
         frame = frame.f_back
     file, line = frame.f_code.co_filename, frame.f_lineno
     return f"{file}:{line}: {linecache.getline(file, line).strip()}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-STAGES = ("vae", "face", "data", "base", "export")
+STAGES = ("vae", "face", "data", "base", "few_step", "export")
 
 
 def main() -> None:
