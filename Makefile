@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test slow check nano
+.PHONY: setup demo test slow check bench nano
 
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,12 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Ours beside the plain way and beside WanPipeline without identity, at toy and at mid size: minutes on two cores. benchmarks/gpu.sh is
+# for a machine with a GPU.
+bench: setup
+	$(BIN)/lynx-video bench --rounds 3 --steps 4
+	$(BIN)/lynx-video bench --size mid --rounds 2 --steps 1
 
 # Trains the nano models again from seeds (hours on two cores); every stage goes on from its last checkpoint. The adapters come from
 # the package's own trainer, stills first, then clips.

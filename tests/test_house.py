@@ -13,7 +13,7 @@ LAYERS = {
     "adapters": 2, "face": 2, "media": 2, "runtime": 2, "safety": 2, "assets": 2, "hub": 2, "shards": 2, "pool": 2, "work": 2,
     "nano": 3, "download": 3,
     "nano.recipe": 4, "pipeline": 4,
-    "training": 5, "evaluation": 5,
+    "training": 5, "evaluation": 5, "bench": 5,
     "presets": 6,
     "cli": 7, "batch": 7, "server": 7, "ui": 7,
     "__main__": 8, "": 8,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lynx_video.config import GenerateConfig
+    from lynx_video.config import GenerateConfig, RuntimeConfig
     from lynx_video.pipeline.diffusers_api import LynxPipeline
     from lynx_video.pipeline.generate import generate
     from lynx_video.pipeline.load import load
@@ -20,9 +20,10 @@ _HOMES = {
     "load": "lynx_video.pipeline.load",
     "generate": "lynx_video.pipeline.generate",
     "GenerateConfig": "lynx_video.config",
+    "RuntimeConfig": "lynx_video.config",
     "LynxPipeline": "lynx_video.pipeline.diffusers_api",
 }
-__all__ = ["GenerateConfig", "LynxPipeline", "__version__", "generate", "load"]
+__all__ = ["GenerateConfig", "LynxPipeline", "RuntimeConfig", "__version__", "generate", "load"]
 
 
 def __getattr__(name: str) -> Any:

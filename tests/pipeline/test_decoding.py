@@ -81,7 +81,7 @@ def test_shipped_weights(full):
         assert torch.equal(decode(components.vae, latents), stock(components.vae, latents))
 
 
-@pytest.mark.parametrize(("height", "width"), [(8, 12), (12, 8), (11, 13), (4, 9), (9, 4)])
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (11, 9), (4, 9), (9, 4)])
 def test_tiled_frames_equal_stock_s_tiled(vae, height, width):
     latents = latents_of(vae, 3, height, width)
     expected = stock(vae, latents, tiled=True)
@@ -92,7 +92,7 @@ def test_tiled_frames_equal_stock_s_tiled(vae, height, width):
 
 def test_uneven_tiles(vae):
     vae = copy.deepcopy(vae)
-    vae.enable_tiling(40, 32, 24, 16)
+    vae.enable_tiling(48, 32, 24, 24)
     latents = latents_of(vae, 2, 13, 11)
     assert torch.equal(decode(vae, latents), stock(vae, latents, tiled=True)), "the VAE's own tiling counts"
 
@@ -135,9 +135,7 @@ def test_given_up_or_interrupted(kind, tiling):
 def test_what_a_paused_decode_holds_goes_with_it(tiling):
     vae = made("golden", torch.float32)
     seen = []
-    watch = vae.decoder.register_forward_pre_hook(
-        lambda _, args, given: seen.extend(given["feat_cache"]), with_kwargs=True
-    )
+    watch = vae.decoder.register_forward_pre_hook(lambda _, __, given: seen.extend(given["feat_cache"]), with_kwargs=True)
     chunks = decode_chunks(vae, latents_of(vae), tiling=tiling)
     next(chunks), next(chunks), next(chunks)
     watch.remove()
@@ -161,9 +159,7 @@ def test_streamed_into_a_file(tmp_path, suffix):
     vae = made("nano", torch.float32)
     latents = latents_of(vae, 5, 16, 16)
     write_video(tmp_path / f"whole.{suffix}", decode(vae, latents).numpy(), 8)
-    write_video(
-        tmp_path / f"streamed.{suffix}", (frame for chunk in decode_chunks(vae, latents) for frame in chunk.numpy()), 8
-    )
+    write_video(tmp_path / f"streamed.{suffix}", (frame for chunk in decode_chunks(vae, latents) for frame in chunk.numpy()), 8)
     assert (tmp_path / f"whole.{suffix}").read_bytes() == (tmp_path / f"streamed.{suffix}").read_bytes()
 
 
@@ -191,7 +187,7 @@ class Held(TorchDispatchMode):
         self.alive -= size
 
 
-@pytest.mark.parametrize("tiling", [False, True])
+@pytest.mark.parametrize(("kind", "tiling"), [("golden", False), ("nano", True)])
 def test_memory_does_not_grow_with_the_clip(kind, tiling):
     vae = made(kind, torch.float32)
 
@@ -212,7 +208,7 @@ def test_memory_does_not_grow_with_the_clip(kind, tiling):
 
 @pytest.fixture
 def device(monkeypatch):
-    """"meta" in the role of a GPU: shapes and devices are real, values are not."""
+    """ "meta" in the role of a GPU: shapes and devices are real, values are not."""
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: torch.empty_like(self, device="cpu"))
     return "meta"
 
@@ -240,7 +236,7 @@ def test_estimate(device, config, dtype, tiling):
             assert held.most < 0.8 * decode_bytes(height, width, False, vae.config, dtype)
 
 
-def test_estimate_of_a_short_configuration(full):
+def test_estimate_of_a_short_configuration():
     """What a configuration leaves out is the stock class's default."""
     vae = made("golden", torch.float32)
     short = {"base_dim": 4, "num_res_blocks": 1}
@@ -277,20 +273,6 @@ def test_estimate_against_the_process(dtype):
     assert 1 / 1.5 < float(done.stdout.split()[-1]) < 1.5
 
 
-def counted(vae):
-    """How often weights are brought to the device: [count], kept up to date."""
-    from diffusers.hooks.group_offloading import ModuleGroup
-
-    count = [0]
-    plain = ModuleGroup.onload_
-
-    def onload_(self):
-        count[0] += 1
-        return plain(self)
-
-    return count, onload_
-
-
 @pytest.mark.parametrize("level", ["block_level", "leaf_level"])
 @pytest.mark.parametrize("tiling", [False, True])
 def test_group_offload(kind, level, tiling, tmp_path, monkeypatch):
@@ -303,12 +285,12 @@ def test_group_offload(kind, level, tiling, tmp_path, monkeypatch):
     vae.enable_group_offload(
         onload_device=torch.device("cpu"), offload_type=level, num_blocks_per_group=1, offload_to_disk_path=str(tmp_path)
     )
-    count, onload_ = counted(vae)
-    monkeypatch.setattr(ModuleGroup, "onload_", onload_)
+    brought, plain = [], ModuleGroup.onload_
+    monkeypatch.setattr(ModuleGroup, "onload_", lambda group: (brought.append(group), plain(group))[1])
     assert torch.equal(stock(vae, latents, tiled=tiling), expected)
-    theirs = count[0]
+    theirs = list(brought)
     assert torch.equal(decode(vae, latents, tiling=tiling), expected)
-    assert count[0] == 2 * theirs > 0
+    assert len(brought) == 2 * len(theirs) > 0
 
 
 def test_offload_as_a_whole(kind):

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lynx_video.adapters.memory import text_memory
 from lynx_video.errors import BadRequest
-from lynx_video.pipeline.condition import REFERENCE_PROMPT, encode_prompt, reference_latents
+from lynx_video.pipeline.condition import REFERENCE_PROMPT, encode_prompt
 from lynx_video.pipeline.models import NANO
 from lynx_video.runtime.flops import Terms, decode, encode, encoder_numbers, forward, moved, once, shape_of, tiles
 
@@ -245,7 +245,7 @@ class Traffic(torch.utils._python_dispatch.TorchDispatchMode):
         super().__init__()
         self.bytes = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # noqa: ARG002 (torch's signature)
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         name = function._schema.name
         if any(part in name for part in ("mm", "attention", "convolution", "detach", "empty")):

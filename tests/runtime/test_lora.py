@@ -11,7 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lynx_video.adapters.memory import reference_features, text_memory
 from lynx_video.adapters.weights import BaseShape
 from lynx_video.errors import BadRequest, BadWeights
+from lynx_video.runtime.compiling import compile_
 from lynx_video.runtime.lora import LowRank, check_lora, load_loras_
+from lynx_video.runtime.offload import Offload, offload_, placed
+from lynx_video.runtime.quantize import quantize_
 
 SHAPE = BaseShape(width=96, heads=4, blocks=4)
 RANK, TOLERANCE = 3, 1e-5
@@ -149,9 +152,15 @@ def test_stated_alphas_by_pattern_and_root_of_rank(transformer, tmp_path):
 
 def test_two_loras_and_their_scales_add_up(transformer, inputs, tmp_path):
     first, second = halves(transformer, BLOCK_LAYERS, 1), halves(transformer, ["blocks.1.attn1.to_q", "proj_out"], 2)
-    one = write(tmp_path / "one.safetensors", spelled(first, "lightx2v", alpha=6.0))
-    two = write(tmp_path / "two.safetensors", spelled(second, "diffusers"))
-    expected = run(changed(changed(transformer, first, 0.25 * 6.0 / RANK), second, -0.5), inputs)
+    rng = torch.Generator().manual_seed(4)
+    biases, norms = torch.randn(2, 96, generator=rng), torch.randn(2, 96, generator=rng)
+    more = [{"blocks.2.ffn.2.diff_b": bias, "blocks.2.norm3.diff": norm} for bias, norm in zip(biases, norms, strict=True)]
+    one = write(tmp_path / "one.safetensors", spelled(first, "lightx2v", alpha=6.0) | more[0])
+    two = write(tmp_path / "two.safetensors", spelled(second, "diffusers") | more[1])
+    reference = changed(changed(transformer, first, 0.25 * 6.0 / RANK), second, -0.5)
+    reference.blocks[2].ffn.net[2].bias.data += 0.25 * biases[0] - 0.5 * biases[1]
+    reference.blocks[2].norm2.weight.data += 0.25 * norms[0] - 0.5 * norms[1]
+    expected = run(reference, inputs)
     loras = load(transformer, f"{one}:0.25", f"{two}:-0.5")
     assert [(file.path, file.scale) for file in loras.files] == [(one, 0.25), (two, -0.5)]
     with loras.on():
@@ -295,8 +304,7 @@ def test_on_and_off_are_two_graphs(transformer, inputs, tmp_path):
         return graph.forward
 
     torch._dynamo.reset()
-    for block in transformer.blocks:
-        block.compile(backend=backend, fullgraph=True)
+    compile_(transformer, backend=backend)
     counts = []
     for _ in range(3):
         assert torch.equal(run(transformer, inputs), stock)
@@ -305,8 +313,24 @@ def test_on_and_off_are_two_graphs(transformer, inputs, tmp_path):
         counts.append(len(graphs))
     torch._dynamo.reset()
     assert counts[1:] == counts[:1] * 2
-    # block 0, whose modulation and norm are changed in place of others, may have graphs of its own
-    assert counts[0] <= 4
+    assert counts[0] == 2
+
+
+def test_offloaded_blocks_take_theirs_along(transformer, inputs, tmp_path):
+    """The same hooks as on a GPU; and the prompt's keys, whose layers visit the device for them."""
+    tensors = spelled(halves(transformer, ALL_LAYERS), "causvid") | {"diffusion_model.blocks.0.norm3.diff": torch.ones(96)}
+    loras = load(transformer, write(tmp_path / "a.safetensors", tensors))
+    with loras.on():
+        expected, text = run(transformer, inputs), text_memory(transformer, inputs[2])
+    stock = run(transformer, inputs)
+    offload_(transformer, Offload(device="cpu"))
+    for _ in range(2):
+        assert torch.equal(run(transformer, inputs), stock)
+        with loras.on():
+            assert torch.equal(run(transformer, inputs), expected)
+            with placed(transformer, "cpu"):
+                again = text_memory(transformer, inputs[2])
+    assert all(torch.equal(again.blocks[i].key, text.blocks[i].key) for i in range(4))
 
 
 def gguf_(transformer):
@@ -328,8 +352,6 @@ def test_quantised_layers_take_them_too(kind, stock_transformer, inputs, tmp_pat
     """On, each layer gives its own quantised product plus the difference; off, what it gave before."""
     if package := {"int8": "torchao", "nf4": "bitsandbytes"}.get(kind):
         pytest.importorskip(package)
-    from lynx_video.runtime.quantize import quantize_
-
     transformer = copy.deepcopy(stock_transformer(torch.bfloat16))
     gguf_(transformer) if kind == "gguf" else quantize_(transformer, kind)
     pairs = halves(transformer, BLOCK_LAYERS)

@@ -10,7 +10,7 @@ from torch import nn
 from lynx_video.adapters.memory import text_memory
 from lynx_video.errors import BadRequest, LynxError
 from lynx_video.runtime.host import PeakHostMemory, host_memory, peak_host_memory
-from lynx_video.runtime.offload import Away, Offload, is_offloaded, offload_, parked, placed
+from lynx_video.runtime.offload import Away, Offload, check_offload, is_offloaded, offload_, parked, placed
 from lynx_video.runtime.quantize import quantize_
 
 PROJECTIONS = [(i, name) for i in range(4) for name in ("to_k", "to_v")]
@@ -39,6 +39,14 @@ def scene(attached, golden):
         return adapter, forward
 
     return make
+
+
+@pytest.fixture
+def fresh_compiler():
+    """What earlier tests compiled counts for nothing."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture
@@ -144,11 +152,9 @@ def test_what_stays_on_the_device(scene, monkeypatch):
     offload_(transformer, Offload(device="meta"))
     there = {name for name, parameter in transformer.named_parameters() if parameter.device.type == "meta"}
     waiting = {name for name, _ in transformer.named_parameters()} - there
-    assert {name.split(".", 2)[-1] for name in waiting} == {
-        f"{layer}.{part}"
-        for layer in (*(f"{a}.{p}" for a in ("attn1", "attn2") for p in ("to_q", "to_k", "to_v", "to_out.0")), "ffn.net.0.proj", "ffn.net.2")
-        for part in ("weight", "bias")
-    }  # fmt: skip
+    attention = [f"{attn}.{part}" for attn in ("attn1", "attn2") for part in ("to_q", "to_k", "to_v", "to_out.0")]
+    layers = (*attention, "ffn.net.0.proj", "ffn.net.2")
+    assert {name.split(".", 2)[-1] for name in waiting} == {f"{name}.{part}" for name in layers for part in ("weight", "bias")}
     assert "blocks.0.attn2.norm_k.weight" in there  # which projecting a memory needs, outside of any block
     assert {buffer.device.type for buffer in transformer.buffers()} == {"meta"}
     assert transformer.device.type == "meta"
@@ -178,6 +184,46 @@ def test_fp8_storage_is_offloaded_with_its_scales(scene, device):
     assert device.most == 2
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8-storage"])
+def test_placed_when_quantized(kind, scene):
+    adapter, forward = scene(torch.bfloat16)
+    quantize_(adapter.transformer, kind)
+    exact = forward()
+    layer = adapter.transformer.blocks[2].attn2.to_v
+    weight = layer.weight
+    with placed(adapter.transformer, "meta"):
+        assert layer(torch.empty(1, 3, 96, device="meta", dtype=torch.bfloat16)).device.type == "meta"
+    assert layer.weight is weight
+    assert torch.equal(forward(), exact)
+
+
+@pytest.mark.usefixtures("streamed", "fresh_compiler")
+def test_compiled_torchao_weights_are_not_offloaded(scene):
+    """diffusers would swap tensors that the compiler still refers to, in the middle of a forward."""
+    adapter, forward = scene(torch.bfloat16)
+    quantize_(adapter.transformer, "int8")
+    text = forward.text()
+    exact = forward(text)
+    for block in adapter.transformer.blocks:
+        block.forward = torch.compile(block.forward, backend="eager", fullgraph=True)
+    with pytest.raises(BadRequest, match="quantize in fp8-storage, or leave out --compile"):
+        offload_(adapter.transformer, Offload(device="cpu"))
+    assert torch.equal(forward(), forward())  # all weights are seen
+    with parked(adapter.transformer):
+        assert torch.equal(forward(text), exact)
+    with placed(adapter.transformer, "meta"):
+        assert adapter.transformer.blocks[0].attn2.to_k(torch.empty(1, 9, 96, device="meta")).device.type == "meta"
+    assert torch.equal(forward(text), exact)
+
+
+def test_what_cannot_be_offloaded_is_known_before():
+    for quantize in (None, "none", "fp8-storage", "nf4"):
+        check_offload(quantize, compiled=True)
+    check_offload("int8", compiled=False)
+    with pytest.raises(BadRequest, match="torchao quantized them"):
+        check_offload("fp8", compiled=True)
+
+
 def test_offloaded_once(scene):
     transformer = scene()[0].transformer
     offload_(transformer, Offload(device="cpu"))
@@ -193,7 +239,7 @@ def test_text_projections_parked(offloaded, scene):
         offload_(adapter.transformer, Offload(device="cpu"))
     blocks = adapter.transformer.blocks
     layers = {place: getattr(blocks[place[0]].attn2, place[1]) for place in PROJECTIONS}
-    parameters = {name: parameter for name, parameter in adapter.transformer.named_parameters()}
+    parameters = dict(adapter.transformer.named_parameters())
     for _ in range(2):
         with parked(adapter.transformer), parked(adapter.transformer):
             assert not any(
@@ -209,7 +255,8 @@ def test_text_projections_parked(offloaded, scene):
     assert all(after[name] is parameter for name, parameter in parameters.items())
 
 
-def test_parked_projections_take_no_room(scene, device):
+@pytest.mark.usefixtures("device")
+def test_parked_projections_take_no_room(scene):
     """They are not brought to the device with their block, and are there again when they are back."""
     adapter, forward = scene()
     exact, text = forward(), forward.text()
@@ -248,9 +295,14 @@ def test_parked_on_another_device_and_back_after_an_error(scene):
     adapter, forward = scene()
     exact = forward()
     layers = [getattr(adapter.transformer.blocks[i].attn2, name) for i, name in PROJECTIONS]
-    with pytest.raises(ZeroDivisionError), parked(adapter.transformer, "meta"):
-        assert {parameter.device.type for layer in layers for parameter in layer.parameters()} == {"meta"}
-        raise ZeroDivisionError
+
+    def fails():
+        with parked(adapter.transformer, "meta"):
+            assert {parameter.device.type for layer in layers for parameter in layer.parameters()} == {"meta"}
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
     assert torch.equal(forward(), exact)
     assert not any(isinstance(module, Away) for module in adapter.transformer.modules())
 
@@ -285,6 +337,7 @@ def test_placed_for_one_product(scene):
         assert torch.equal(forward(), exact)
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("offloaded", [False, True])
 def test_compiled_blocks_are_compiled_once(offloaded, scene):
     """Parking, unparking and offloading bring no compilation beyond the first of the path with text in scope."""

@@ -14,7 +14,15 @@ from safetensors.torch import load_file
 
 from lynx_video.errors import BadRequest
 from lynx_video.pipeline.guidance import passes
-from lynx_video.runtime.parallel import Degrees, Processes, Ranks, choose_degrees, processes, ranks, sharing_tokens
+from lynx_video.runtime.parallel import (
+    Degrees,
+    Processes,
+    Ranks,
+    choose_degrees,
+    processes,
+    ranks,
+    sharing_tokens,
+)
 
 TOLERANCE = 1e-5
 EXACT = [name for name in CASES if name.endswith("passes")]
@@ -59,18 +67,17 @@ def together(tmp_path_factory):
     """together(name): what each process of a case found; the cases of as many processes run in one go."""
 
     @functools.cache
-    def make(count):
+    def run(count):
         folder = tmp_path_factory.mktemp(f"ranks{count}")
         asked = [name for name, case in CASES.items() if case.degrees.count == count]
-        status, told = torchrun(count, folder, *asked, *(["stop", "refuse"] if count == 2 else []))
+        return folder, torchrun(count, folder, *asked, *(["compiled", "stop"] if count == 2 else []))
+
+    def found(name, count=0):
+        count = count or CASES[name].degrees.count
+        folder, (status, told) = run(count)
         assert status == 0, told
-        return folder
+        return [load_file(folder / f"{name}.{rank}.safetensors") for rank in range(count)]
 
-    def found(name):
-        count = CASES[name].degrees.count
-        return [load_file(make(count) / f"{name}.{rank}.safetensors") for rank in range(count)]
-
-    found.folder = make
     return found
 
 
@@ -107,15 +114,27 @@ def test_the_work_is_divided(name, alone, together):
 
 
 def test_a_stop_of_one_stops_all(together):
-    folder = together.folder(2)
-    assert [load_file(folder / f"stop.{rank}.safetensors")["steps"].tolist() for rank in (0, 1)] == [[0, 1], [0, 1]]
+    assert [found["steps"].tolist() for found in together("stop", 2)] == [[0, 1], [0, 1]]
 
 
-def test_an_attention_that_would_see_its_slice_only_is_refused(together):
-    for rank in (0, 1):
-        told = (together.folder(2) / f"refuse.{rank}.txt").read_text()
-        assert "the attention backend _native_efficient can't share heads among 2 processes" in told
-        assert "--ulysses-degree 1 --ring-degree 2" in told
+def test_compiled_blocks_are_compiled_once(together):
+    """One graph for the first block, which has a hook, at most one for the others; none for the second generation."""
+    for found in together("compiled", 2):
+        for name in ("heads", "tokens"):
+            assert 1 <= found[f"{name} graphs"][0] <= 2
+            assert found[f"{name} graphs"][1] == found[f"{name} graphs"][0]
+            assert found[f"{name} difference"] <= TOLERANCE
+
+
+@pytest.mark.parametrize("backend", ["flex", "_native_efficient"])
+def test_an_attention_that_would_see_its_slice_only_is_refused(backend, attached):
+    transformer = attached("full").transformer
+    for processor in transformer.attn_processors.values():
+        processor._attention_backend = backend  # set_attention_backend would make it everybody's default
+    mine = Ranks(among=Processes(device=CPU, count=4), degrees=Degrees(ulysses=2, ring=2))
+    words = f"the attention backend {backend} can't share heads among 2 processes: .* --ulysses-degree 1 --ring-degree 4"
+    with pytest.raises(BadRequest, match=words), sharing_tokens(transformer, mine):
+        pass
 
 
 def test_one_that_fails_ends_all(tmp_path):
@@ -138,8 +157,10 @@ def test_one_that_fails_ends_all(tmp_path):
         (48, 3, 40, 32760, Degrees(passes=3, ulysses=8, ring=2)),
         (7, 3, 40, 32760, Degrees(ring=7)),
         (2, 3, 3, 320, Degrees(ring=2)),
-        (3, 2, 3, 320, Degrees(ulysses=3)),
-        (6, 2, 3, 320, Degrees(passes=2, ulysses=3)),
+        (3, 2, 3, 384, Degrees(ulysses=3)),
+        (3, 2, 3, 320, Degrees(ring=3)),
+        (6, 2, 3, 384, Degrees(passes=2, ulysses=3)),
+        (4, 1, 4, 45, Degrees(ring=4)),
         (4, 3, 4, 1, None),
     ],
 )
@@ -244,5 +265,4 @@ def test_what_is_relied_on_in_diffusers(stock_transformer):
     assert able(AttentionBackendName.NATIVE)
     assert not able(AttentionBackendName.FLEX)
     config = ParallelConfig(context_parallel_config=ContextParallelConfig(ulysses_degree=2))
-    assert config.context_parallel_config.ulysses_anything is False
     assert config.context_parallel_config.ring_degree == 1

@@ -168,7 +168,7 @@ class Adapter(nn.Module):
         """Face vectors [B, 512] -> keys and values of every identity block; zeros are the unconditional identity."""
         if self.resampler is None:
             return {}
-        return self.identity_keys(self.resampler(face.to(self.resampler.latents)))
+        return self.identity_keys(self.resampler(face.to(self._device, self.resampler.latents.dtype)))
 
     def identity_keys(self, tokens: Tensor) -> dict[int, KeysValues]:
         """Identity tokens [B, I, W] -> keys and values of every identity block."""
@@ -178,12 +178,18 @@ class Adapter(nn.Module):
         """Reference features, one [B, R, D] a block -> keys and values of every reference block."""
         return self._project(self.reference, {i: features[i] for i in self.config.reference_blocks}, "attn1")
 
+    @property
+    def _device(self) -> torch.device:
+        """Where the transformer computes; its norms are there even while its blocks wait elsewhere, and while this adapter does."""
+        device: torch.device = self.transformer.blocks[0].attn2.norm_k.weight.device
+        return device
+
     def _project(self, layers: nn.ModuleDict, tokens: dict[int, Tensor], attention: str) -> dict[int, KeysValues]:
         found: dict[int, KeysValues] = {}
         for i, x in tokens.items():
             projection, attn = layers[str(i)], getattr(self.transformer.blocks[i], attention)
             assert isinstance(projection, Projection)
-            found[i] = projection(x.to(projection.to_k.weight), attn.norm_k, self.config.heads)
+            found[i] = projection(x.to(self._device, projection.to_k.weight.dtype), attn.norm_k, self.config.heads)
         return found
 
     @torch.no_grad()

@@ -9,6 +9,7 @@ rotary embedding (reference), so that a face is not tied to a place.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ class Attention:
     memory: keys and values of the extra term, or None. scale: its weight; as a 0-dim tensor in host memory one compiled graph serves
     every value, and kernels take it as an argument, in full precision and without waiting.
     text: keys and values of the prompt that replace projecting `encoder_hidden_states` (cross-attention only), or None.
+    gather: turns the keys and values of this process's video tokens into those of all (self-attention only), or None.
     """
 
     _attention_backend: Any = None  # diffusers' set_attention_backend and enable_parallelism write these two
@@ -34,6 +36,7 @@ class Attention:
         self.memory: KeysValues | None = None
         self.scale: float | Tensor = 1.0
         self.text: KeysValues | None = None
+        self.gather: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def __call__(
         self,
@@ -50,7 +53,11 @@ class Attention:
         query_BLNK = plain_query_BLNK
         if rotary_emb is not None:
             query_BLNK, key = rotate(query_BLNK, *rotary_emb), rotate(key, *rotary_emb)
-        parallel = self._parallel_config if encoder_hidden_states is None else None
+        parallel = None
+        if encoder_hidden_states is None:
+            parallel = self._parallel_config
+            if self.gather is not None:
+                key, value = self.gather(key, value)
         out_BLD = self._attend(query_BLNK, KeysValues(key, value), attention_mask, parallel)
         if self.memory is not None:
             # the scale stands on the right: on a CPU only there it is not rounded to the dtype of the other factor first

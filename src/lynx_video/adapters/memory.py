@@ -84,7 +84,9 @@ def stack_texts(texts: Sequence[TextMemory]) -> TextMemory:
 
 def _stack(many: Sequence[Blocks]) -> Blocks:
     assert all(blocks.keys() == many[0].keys() for blocks in many), "one batch, one set of blocks"
-    return {i: KeysValues(*(torch.cat(tensors) for tensors in zip(*(blocks[i] for blocks in many), strict=True))) for i in many[0]}
+    return {
+        i: KeysValues(*(torch.cat(tensors) for tensors in zip(*(blocks[i] for blocks in many), strict=True))) for i in many[0]
+    }
 
 
 @torch.no_grad()

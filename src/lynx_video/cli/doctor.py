@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
@@ -35,10 +36,6 @@ FILES = {
     "safety": ("safety_checker/config.json", "safety_checker/preprocessor_config.json", "safety_checker/model.safetensors"),
 }
 NEEDS = {"lynx-full": ("base", "full", "face", "safety"), "lynx-lite": ("base", "lite", "face", "safety")}
-# GB of GPU memory in bf16, estimates: the weights (transformer 28.6, text encoder 11.4, VAE 0.5, adapters 8.8 or 1.2) and about 14
-# for activations and the decoding of the clip. With --idle-models free the most is what lies there while texts and memories are
-# computed: transformer, text encoder and adapter, and about 3 besides.
-GPU_GB = {"lynx-full": (64, 52), "lynx-lite": (56, 45)}
 NANO_PARTS = ("base/transformer", "base/vae", "base/text_encoder", "face")
 NANO_ADAPTERS = {"nano": "lynx_full", "nano-lite": "lynx_lite"}
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors", "onnxruntime", "opencv-python-headless", "av", "pillow-heif")
@@ -78,10 +75,12 @@ def look_at_machine(models: Path) -> dict[str, Any]:
     """Python, processor, GPU, memory and disk; names that end in `_bytes` are for programs."""
     import torch
 
+    from lynx_video.runtime.device import host_bytes
+
     flags = ""
     with suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    memory = _memory()
+    memory, _ = host_bytes()
     folder = models.resolve()
     while not folder.exists():
         folder = folder.parent
@@ -141,6 +140,8 @@ def look_at_weights(models: Path) -> dict[str, bool]:
 
 def judge(machine: dict[str, Any], packages: dict[str, str], weights: dict[str, bool], models: Path) -> dict[str, str]:
     """For each model, in plain words: whether it runs here, and what would make it run."""
+    from lynx_video.pipeline.forecast import needs
+
     verdicts = {}
     for name in NANO_ADAPTERS:
         gone = "its weights are missing from the package; install it again, or train them with make nano"
@@ -150,17 +151,24 @@ def judge(machine: dict[str, Any], packages: dict[str, str], weights: dict[str, 
     elsewhere = "" if models == Path("models") else f" --models {models}"
     for name, parts in NEEDS.items():
         missing = [part for part in parts if not weights[part]]
-        gigabytes, least = (machine["gpu_bytes"] / 1e9, GPU_GB[name][1])
-        if not machine["gpu_bytes"]:
+        there, need = machine["gpu_bytes"], needs(name)
+        budget = math.floor(10 * there / GIB) / 10
+        if not there:
             fit = (
-                f"no CUDA GPU: it would take days on this CPU; it needs about {GPU_GB[name][0]} GB of GPU memory (an estimate)"
+                f"no CUDA GPU: it would take days on this CPU; it needs about {_gib(need.kept)} GiB of GPU memory, or "
+                f"{_gib(need.least)} with --vram-budget (an estimate)"
             )
-        elif gigabytes >= GPU_GB[name][0]:
+        elif there >= need.kept:
             fit = "fits this GPU, by estimate"
-        elif gigabytes >= least:
+        elif there >= need.idle:
             fit = "fits this GPU with --idle-models free, by estimate"
+        elif budget * GIB >= need.least:
+            fit = f"fits this GPU with --vram-budget {budget:g}, by estimate"
         else:
-            fit = f"does not fit this GPU: {gigabytes:.0f} GB, about {least} are needed with --idle-models free (an estimate)"
+            fit = (
+                f"does not fit this GPU: {there / GIB:.1f} GiB, about {_gib(need.least)} are needed with --vram-budget "
+                "(an estimate)"
+            )
         texts = [fit]
         if missing:
             texts.append(f"missing {', '.join(missing)}: lynx-video download {' '.join(missing)}{elsewhere}")
@@ -170,11 +178,6 @@ def judge(machine: dict[str, Any], packages: dict[str, str], weights: dict[str, 
     return verdicts
 
 
-def _memory() -> int:
-    """Bytes of memory, or of the container's share of it; 0 if unknown."""
-    found = 0
-    with suppress(OSError, ValueError, AttributeError):
-        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, ValueError):
-        found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
-    return found
+def _gib(size: int) -> int:
+    """Whole GiB, never less than it is."""
+    return math.ceil(size / GIB)

@@ -24,6 +24,7 @@ from lynx_video.cli.enroll import enroll
 from lynx_video.cli.evaluate import evaluate
 from lynx_video.cli.faces import faces
 from lynx_video.cli.generate import generate
+from lynx_video.cli.plan import plan
 from lynx_video.cli.train import train, train_report
 from lynx_video.errors import LynxError
 
@@ -41,7 +42,7 @@ def commands() -> None:
     """Video of a real person from one photo."""
 
 
-for _command in (generate, demo, faces, enroll, download, doctor, dataset, train, train_report, evaluate):
+for _command in (generate, plan, demo, faces, enroll, download, doctor, dataset, train, train_report, evaluate):
     commands.add_command(_command)
 dataset.add_command(draw)
 

@@ -118,7 +118,9 @@ def _option(one: Field[Any], hint: Any, text: str) -> Callable[[Command], Comman
     default = one.default if one.default is not MISSING else None
     flags = (*one.metadata.get("flags", ()), "--" + one.name.replace("_", "-"))
     arguments: dict[str, Any] = {"help": text or None, "default": default}
-    if hint is bool and one.metadata.get("switch"):  # on by default in some preset, so it must be possible to say no
+    if hint in (bool, bool | None) and one.metadata.get(
+        "switch"
+    ):  # on by default in some preset, so it must be possible to say no
         name = one.name.replace("_", "-")
         return click.option(f"--{name}/--no-{name}", one.name, **arguments)
     if hint is bool:

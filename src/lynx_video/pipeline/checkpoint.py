@@ -56,14 +56,17 @@ def base_config(base: str, part: str) -> dict[str, Any]:
         raise LynxError(f"the base {base} can't be fetched from the hub ({_first_line(error)}).") from error
 
 
-def check_base_files(base: str) -> None:
-    """Refuse a local base of which a file is missing or a weights file cut, from the headers; a hub id is left to the hub."""
+def check_base_files(base: str, *, transformer: bool = True) -> None:
+    """Refuse a local base of which a file is missing or a weights file cut, from the headers; a hub id is left to the hub.
+
+    transformer: False where its weights come from elsewhere (a GGUF file) and need not be there.
+    """
     from lynx_video.adapters.weights import read_header
 
     if not Path(base).is_dir():
         return
     second = ("transformer_2",) if (Path(base) / "transformer_2").is_dir() else ()
-    for part in ("text_encoder", "vae", "transformer", *second):
+    for part in ("text_encoder", "vae", *(("transformer", *second) if transformer else ())):
         folder = Path(base) / part
         files = set(folder.glob("*.safetensors"))
         for index in folder.glob("*.safetensors.index.json"):
@@ -83,12 +86,18 @@ def check_base_files(base: str) -> None:
 
 
 def load_base(
-    base: str, dtype: torch.dtype, device: str, *, idle_models: str = "keep", transformer_device: str | None = None
+    base: str,
+    dtype: torch.dtype,
+    device: str,
+    *,
+    idle_models: str = "keep",
+    transformer_device: str | None = None,
+    gguf: Path | None = None,
 ) -> dict[str, Any]:
     """Tokenizer, text encoder, VAE, transformer and scheduler, frozen, in evaluation mode.
 
     idle_models: unless "keep", text encoder and VAE stay in host memory. transformer_device: where the transformer goes, if elsewhere
-    than the rest. Raises BadWeights naming the part of a folder, LynxError
+    than the rest. gguf: a file that its weights come from instead of the base. Raises BadWeights naming the part of a folder, LynxError
     for a hub id; what a lack of memory raises comes through as it is.
     """
     import torch
@@ -102,7 +111,7 @@ def load_base(
         "scheduler": lambda: UniPCMultistepScheduler.from_pretrained(base, subfolder="scheduler"),
         "text_encoder": lambda: UMT5EncoderModel.from_pretrained(base, subfolder="text_encoder", dtype=dtype).eval(),
         "vae": lambda: AutoencoderKLWan.from_pretrained(base, subfolder="vae", torch_dtype=vae_dtype).eval(),
-        "transformer": lambda: load_transformer(base, dtype),
+        "transformer": lambda: load_transformer(base, dtype, device=transformer_device or device, gguf=gguf),
     }
     loaded: dict[str, Any] = {}
     for part, loader in loaders.items():
@@ -110,7 +119,7 @@ def load_base(
             loaded[part] = loader()
         except ImportError as error:
             raise MissingDependency(f"{part} of {base} can't be loaded: {_first_line(error)}.") from error
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, torch.OutOfMemoryError, LynxError):
             raise
         except Exception as error:
             if "allocate memory" in str(error):  # host memory: torch has only a RuntimeError for it
@@ -120,18 +129,82 @@ def load_base(
             raise BadWeights(f"{Path(base) / part} can't be loaded ({_first_line(error)}); download the base again.") from error
         if part not in ("tokenizer", "scheduler"):
             loaded[part].requires_grad_(False)
-            if part == "transformer":
-                loaded[part].to(transformer_device or device)
-            elif idle_models == "keep":
+            if part != "transformer" and idle_models == "keep":
                 loaded[part].to(device)
     return loaded
 
 
-def load_transformer(base: str, dtype: torch.dtype, *, part: str = "transformer") -> Any:
-    """A transformer of a base, frozen, in evaluation mode, in host memory."""
+def load_transformer(
+    base: str, dtype: torch.dtype, *, part: str = "transformer", device: str = "cpu", gguf: Path | None = None
+) -> Any:
+    """A transformer of a base, frozen, in evaluation mode, on `device`; its weights from `gguf` if that is given.
+
+    In host memory, weights that are stored in `dtype` stay mapped files. Others are cast one by one, each put on the device at once,
+    and of what they are cast from no more than one shard is in memory. Either way the result is `from_pretrained`'s, bit for bit.
+    """
     from diffusers import WanTransformer3DModel
 
-    return WanTransformer3DModel.from_pretrained(base, subfolder=part, torch_dtype=dtype).eval().requires_grad_(False)
+    folder = Path(base) / part
+    if gguf is not None:
+        from lynx_video.runtime.gguf_file import load_gguf_transformer
+
+        return load_gguf_transformer(gguf, folder, dtype).to(device)
+    shards = _shards(folder)
+    if any(_is_cast(shard, dtype) for shard in shards):
+        model, lacking = _cast(folder, shards, dtype, device)
+    else:
+        model = WanTransformer3DModel.from_pretrained(base, subfolder=part, torch_dtype=dtype)
+        lacking = {name for name, parameter in model.named_parameters() if parameter.is_meta}
+    if lacking:
+        raise BadWeights(f"{base}: {part} lacks {min(lacking)}; download the base again.")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The safetensors files that diffusers would take from a folder; none where it would take others, or none are there."""
+    single = folder / "diffusion_pytorch_model.safetensors"
+    index = folder / f"{single.name}.index.json"
+    if index.is_file():
+        return sorted({folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    return [single] if single.is_file() else []
+
+
+def _is_cast(shard: Path, dtype: torch.dtype) -> bool:
+    from safetensors import safe_open
+
+    stored = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}[str(dtype)]
+    with safe_open(shard, framework="pt") as tensors:
+        return any(
+            tensors.get_slice(name).get_dtype() not in (stored, "F32" if _stays_float32(name) else stored)
+            for name in tensors.keys()  # noqa: SIM118 (not a dict)
+        )
+
+
+def _cast(folder: Path, shards: Sequence[Path], dtype: torch.dtype, device: str) -> tuple[Any, set[str]]:
+    """The transformer on `device`, and the names of weights that no shard has."""
+    import torch
+    from accelerate import init_empty_weights
+    from diffusers import WanTransformer3DModel
+    from safetensors import safe_open
+
+    with init_empty_weights():
+        model = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder))
+    lacking = {name for name, _ in model.named_parameters()}
+    for shard in shards:
+        state = {}
+        with safe_open(shard, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                kept = torch.float32 if _stays_float32(name) else dtype
+                state[name] = tensors.get_tensor(name).to(device, kept, copy=True)  # a view would hold the whole shard
+        model.load_state_dict(state, strict=False, assign=True)
+        lacking -= state.keys()
+    return model, lacking
+
+
+def _stays_float32(name: str) -> bool:
+    from diffusers import WanTransformer3DModel
+
+    return any(part in WanTransformer3DModel._keep_in_fp32_modules for part in name.split("."))
 
 
 def _first_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lynx_video.adapters.weights import AdapterFiles, BaseShape
     from lynx_video.runtime.cache import StepCache
     from lynx_video.runtime.lora import LoraFile, Loras
+    from lynx_video.runtime.memory import Layout
     from lynx_video.runtime.parallel import Ranks
 
 
@@ -46,10 +47,10 @@ class Blueprint:
     "of a base with two experts: the timestep below which the second transformer serves; 0 for a base of one"
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     loras: tuple[LoraFile, ...] = ()
-    idle_models: str | None = None
-    "what a memory budget decided for them; None: nothing"
+    layout: Layout | None = None
+    "what a memory budget decided; None: there is none"
     planned: str = ""
-    "what a memory budget decided, in words"
+    "that in words"
 
     @property
     def grid(self) -> int:
@@ -87,6 +88,8 @@ class Components:
     "of a base with two experts (Wan 2.2): the adapter on the second transformer, which serves the timesteps below `boundary`"
     boundary: float = 0.0
     "timestep, 0 to 1000"
+    layout: Layout | None = None
+    "what a memory budget decided"
     loras: Loras | None = None
     cache: StepCache | None = None
     calibration: Path | None = None

@@ -47,8 +47,13 @@ def clean_prompt(prompt: str) -> str:
 
 
 @torch.no_grad()
-def encode_prompt(tokenizer: Any, text_encoder: Any, prompt: str, max_sequence_length: int) -> Tensor:
-    """Embeddings [1, S, text width] in the encoder's dtype, zero after the last real token."""
+def encode_prompt(
+    tokenizer: Any, text_encoder: Any, prompt: str, max_sequence_length: int, device: torch.device | None = None
+) -> Tensor:
+    """Embeddings [1, S, text width] in the encoder's dtype, zero after the last real token.
+
+    device: where it is computed; where the encoder lies, if not given.
+    """
     tokens = tokenizer(
         [clean_prompt(prompt)],
         padding="max_length",
@@ -58,7 +63,7 @@ def encode_prompt(tokenizer: Any, text_encoder: Any, prompt: str, max_sequence_l
         return_attention_mask=True,
         return_tensors="pt",
     )
-    device = next(text_encoder.parameters()).device
+    device = device or next(text_encoder.parameters()).device
     mask = tokens.attention_mask.to(device)
     hidden: Tensor = text_encoder(tokens.input_ids.to(device), mask).last_hidden_state
     length = int(mask.sum())

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -170,7 +171,7 @@ def _decoder_sizes(config: Mapping[str, Any], h: int, w: int) -> tuple[int, int,
     area, frames = h * w, 1
     cached = area * (int(config.get("z_dim") or 16) + 4 * widths[0])  # what comes in, and the middle block
     largest = area * widths[0]
-    for number, (into, out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for number, (into, out) in enumerate(pairwise(widths)):
         into = into if residual or number == 0 else into // 2
         cached += area * (into + (2 * depth - 1) * out)
         largest = max(largest, frames * area * max(into, out))

@@ -47,7 +47,7 @@ def denoise(
     the blocks are computed; None: always. A callback may raise to stop.
     """
     began = time.monotonic()
-    hosted, total = [float(t) for t in timesteps.cpu()], len(timesteps)
+    hosted, total = timesteps.tolist(), len(timesteps)
     before: tuple[Any, ...] = ()
     for number, (t, table) in enumerate(zip(timesteps, tables, strict=True)):
         progress = number / total

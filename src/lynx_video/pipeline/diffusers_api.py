@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lynx_video.config import GenerateConfig
+from lynx_video.config import GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadRequest
 from lynx_video.pipeline.components import Components
 from lynx_video.pipeline.denoise import Step
@@ -38,9 +38,10 @@ class LynxPipeline:
         torch_dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         idle_models: str = "keep",
+        runtime: RuntimeConfig = RuntimeConfig(),  # noqa: B008 (a frozen value)
     ) -> LynxPipeline:
         """As `load`; without arguments the nano model."""
-        return cls(load(base=base, adapter=adapter, dtype=torch_dtype, device=device, idle_models=idle_models))
+        return cls(load(base=base, adapter=adapter, dtype=torch_dtype, device=device, idle_models=idle_models, runtime=runtime))
 
     @property
     def transformer(self) -> Any:

@@ -56,7 +56,7 @@ def boundary_of(base: str) -> float:
 
 def load_second(base: str, dtype: torch.dtype, device: str) -> Any:
     """The transformer for low noise, frozen, on the device. Raises as `load_base`."""
-    return load_transformer(base, dtype, part=SECOND).to(device)
+    return load_transformer(base, dtype, part=SECOND, device=device)
 
 
 def _timestep(base: str, ratio: Any) -> float:

@@ -189,7 +189,7 @@ def _ready_to_denoise(components: Components, config: GenerateConfig) -> Iterato
     """Within it every process has its slice of the tokens, and what is in memory already does not lie on the device too."""
     with ExitStack() as stack:
         for adapter, _ in components.adapters:
-            if config.idle_models != "keep":
+            if config.idle_models != "keep" or (components.layout is not None and components.layout.text_projections == "park"):
                 stack.enter_context(parked(adapter.transformer))
             stack.enter_context(sharing_tokens(adapter.transformer, components.ranks))
         yield

@@ -95,7 +95,7 @@ def survey(
     spec = _model(model)
     if base is not None and adapter is None and with_adapter and model.startswith("nano"):
         raise BadRequest("give an adapter with the base: nano's own adapter fits no other base.")
-    chosen_device, chosen_dtype = _device(device), _dtype(dtype, device)
+    chosen_device, chosen_dtype = device_named(device), dtype_named(dtype, device)
     if arm is not None and not with_adapter:
         spec = next((one for one in MODELS.values() if one.base == spec.base and _arm_of([Path(one.adapter)]) == arm), spec)
     base_name = str(base) if base is not None else _under(spec.base, models)
@@ -112,10 +112,19 @@ def survey(
     transformer, vae = base_config(base_name, "transformer"), base_config(base_name, "vae")
     files = inspect(paths, shape, parts) if with_adapter else None
     chosen_arm = files.arm if files is not None else arm or _arm_of(paths)
-    check_base_files(base_name)
+    check_base_files(base_name, transformer=runtime.gguf is None)
     base_hash = base_fingerprint(base_name)
+    if runtime.gguf is not None:  # another base, whatever its shape; one that is quantized here is still the same
+        base_hash = f"{base_hash} with {fingerprint([runtime.gguf])}"
     boundary = boundary_of(base_name)
-    loras, cautions = check_runtime(runtime, shape, chosen_device, chosen_dtype, experts=2 if boundary else 1)
+    loras, cautions = check_runtime(
+        runtime,
+        shape,
+        chosen_device,
+        chosen_dtype,
+        channels=int(transformer.get("in_channels", 16)),
+        experts=2 if boundary else 1,
+    )
     if boundary:
         cautions = (CAUTION, *cautions)
     if files is not None:
@@ -155,16 +164,18 @@ def assemble(blueprint: Blueprint, *, idle_models: str = "keep", ranks: Ranks | 
 
     if idle_models not in IDLE_MODELS:
         raise BadRequest(f"idle_models must be one of {', '.join(IDLE_MODELS)}, got {idle_models!r}.")
-    idle_models = blueprint.idle_models or idle_models
+    if blueprint.layout is not None:
+        idle_models = blueprint.layout.idle_models
     device = ranks.among.device if ranks is not None else torch.device(blueprint.device)
     held = str(device) if holds_whole(blueprint.runtime) else "cpu"
-    base = load_base(blueprint.base_name, blueprint.dtype, str(device), idle_models=idle_models, transformer_device=held)
-    if blueprint.runtime.gguf is not None:
-        from lynx_video.runtime.gguf_file import load_gguf_transformer
-
-        base["transformer"] = load_gguf_transformer(
-            blueprint.runtime.gguf, Path(blueprint.base_name) / "transformer", blueprint.dtype
-        ).to(held)
+    base = load_base(
+        blueprint.base_name,
+        blueprint.dtype,
+        str(device),
+        idle_models=idle_models,
+        transformer_device=held,
+        gguf=blueprint.runtime.gguf,
+    )
     second = load_second(blueprint.base_name, blueprint.dtype, held) if blueprint.boundary else None
     if blueprint.files is not None:
         adapter = load_adapter(blueprint.files, dtype=blueprint.dtype, device=device if idle_models == "keep" else "cpu")
@@ -187,6 +198,7 @@ def assemble(blueprint: Blueprint, *, idle_models: str = "keep", ranks: Ranks | 
         dtype=blueprint.dtype,
         idle_models=idle_models,
         runtime=blueprint.runtime,
+        layout=blueprint.layout,
         low_noise=twin,
         boundary=blueprint.boundary,
         calibration=blueprint.calibration,
@@ -216,7 +228,8 @@ def _paths(adapter: str | Path | Sequence[str | Path]) -> list[Path]:
     return [Path(adapter)] if isinstance(adapter, (str, Path)) else [Path(one) for one in adapter]
 
 
-def _device(device: str | torch.device | None) -> str:
+def device_named(device: str | torch.device | None) -> str:
+    """The device that a name stands for, CUDA where there is one by default. Raises BadRequest for one that is not there."""
     import torch
 
     if device is None:
@@ -234,12 +247,13 @@ def _device(device: str | torch.device | None) -> str:
     return str(chosen)
 
 
-def _dtype(dtype: str | torch.dtype | None, device: str | torch.device | None) -> torch.dtype:
+def dtype_named(dtype: str | torch.dtype | None, device: str | torch.device | None) -> torch.dtype:
+    """The dtype that a name stands for; by default bfloat16 on CUDA, float32 elsewhere. Raises BadRequest for another."""
     import torch
 
     table = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     if dtype is None:
-        return torch.bfloat16 if _device(device).startswith("cuda") else torch.float32
+        return torch.bfloat16 if device_named(device).startswith("cuda") else torch.float32
     if isinstance(dtype, str):
         if dtype not in table:
             raise BadRequest(f"unknown torch dtype {dtype!r}; choose {', '.join(DTYPES)}.")

@@ -15,7 +15,7 @@ from lynx_video.adapters.memory import Memory, TextMemory, text_memory
 from lynx_video.errors import BadRequest, LynxError
 from lynx_video.pipeline import condition
 from lynx_video.pipeline.enrol import Enrolment, reprojected, usable_memories
-from lynx_video.runtime.offload import placed
+from lynx_video.runtime.offload import placed, visiting
 
 if TYPE_CHECKING:
     from lynx_video.config import GenerateConfig
@@ -128,9 +128,14 @@ def _embed(components: Components, text: str) -> Tensor:
         raise LynxError(
             "the text encoder was freed after an earlier generation; load the model again, or use idle_models='offload'."
         )
-    return condition.encode_prompt(
-        components.tokenizer, components.text_encoder, text, components.defaults.max_sequence_length
-    ).to(components.device, components.dtype)
+    encoder, length = components.text_encoder, components.defaults.max_sequence_length
+    device = components.device if _by_layer(components, "text_encoder") else None
+    return condition.encode_prompt(components.tokenizer, encoder, text, length, device).to(components.device, components.dtype)
+
+
+def _by_layer(components: Components, part: str) -> bool:
+    """Whether a memory budget has the layers of a part come to the device one by one."""
+    return components.layout is not None and getattr(components.layout, part) == "block"
 
 
 def _loras(components: Components, *, on: bool) -> AbstractContextManager[object]:
@@ -141,6 +146,11 @@ def _loras(components: Components, *, on: bool) -> AbstractContextManager[object
 def _adapter_on_device(components: Components, adapter: Adapter, idle: str) -> Iterator[None]:
     """Within it this adapter is on the device; where `idle` is not "keep", it leaves again."""
     first = next(adapter.parameters(), None)
+    if first is not None and _by_layer(components, "adapter"):
+        parts = [*adapter.identity.values(), *adapter.reference.values()]
+        with visiting([*parts, *([adapter.resampler] if adapter.resampler is not None else [])], components.device):
+            yield
+        return
     if first is not None and first.device.type == "cpu" != components.device.type:
         adapter.to(components.device)
     try:
@@ -157,6 +167,13 @@ def on_device(components: Components, name: str, idle: str, *, last: bool = Fals
     first = next(module.parameters(), None) if module is not None else None
     if first is None:
         yield
+        return
+    if name == "text_encoder" and _by_layer(components, name):
+        encoder = module.encoder
+        with visiting([encoder.embed_tokens, *encoder.block, encoder.final_layer_norm], components.device):
+            yield
+        if last:
+            setattr(components, name, None)
         return
     if first.device.type == "cpu" != components.device.type:  # loaded, or left by an earlier generation, in host memory
         module.to(components.device)

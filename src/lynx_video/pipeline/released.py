@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -61,12 +62,15 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 
 
 def missing_parts(model: str, base: str | None, adapter: tuple[str, ...], models: Path) -> tuple[str, ...]:
-    """What of a released model's own files is not there: "base", "adapter", both or none; what is named by path is not looked for."""
+    """What of a released model's own files is not there: "base", "adapter", both or none.
+
+    An adapter named by path is not looked for, and with a base of its own a model is not the released one.
+    """
     own = MODELS[model]
-    if model.startswith("nano"):
+    if model.startswith("nano") or base is not None:
         return ()
     there = {
-        "base": base is not None or (models / Path(own.base).name).is_dir(),
+        "base": (models / Path(own.base).name).is_dir(),
         "adapter": bool(adapter) or (models / Path(own.adapter).name).is_dir(),
     }
     return tuple(part for part, found in there.items() if not found)
@@ -77,7 +81,6 @@ def released(
     missing: tuple[str, ...],
     *,
     models: Path = Path("models"),
-    base: str | None = None,
     adapter: tuple[str, ...] = (),
     dtype: str | torch.dtype | None = None,
     device: str | None = None,
@@ -89,23 +92,21 @@ def released(
     Where the base is missing its name is NAME, which is no folder: such a blueprint can be planned with, not loaded.
     """
     from lynx_video.adapters.weights import AdapterFiles, BaseShape, inspect
-    from lynx_video.pipeline.load import chosen_device, chosen_dtype, survey
+    from lynx_video.pipeline.load import device_named, dtype_named, survey
     from lynx_video.pipeline.tuning import check_runtime
 
     arm = "lite" if model == "lynx-lite" else "full"
     config = adapter_config(arm, parts)
     files = AdapterFiles(config=config, arm=arm, tensors={}) if config is not None else None
     if "base" not in missing:
-        found = survey(
-            model, base=base, dtype=dtype, device=device, with_adapter=False, arm=arm, models=models, runtime=runtime
-        )
-        return _with(found, files)
+        found = survey(model, dtype=dtype, device=device, with_adapter=False, arm=arm, models=models, runtime=runtime)
+        return replace(found, files=files)
     shape = BaseShape(width=5120, heads=40, blocks=40)
     if "adapter" not in missing:
         paths = [Path(one) for one in adapter] or [models / Path(MODELS[model].adapter).name]
         files = inspect(paths, shape, parts) if parts != frozenset() else None
         arm = files.arm if files is not None else arm
-    where, number = chosen_device(device), chosen_dtype(dtype, device)
+    where, number = device_named(device), dtype_named(dtype, device)
     loras, cautions = check_runtime(runtime, shape, where, number)
     return Blueprint(
         base_name=NAME,
@@ -141,9 +142,7 @@ def adapter_config(arm: str, parts: frozenset[str] | None = None) -> AdapterConf
     reference = "reference" in has and full
     if not identity and not reference:
         return None
-    projection = ProjectionConfig(
-        tokens=tokens, width=5120, bias=full, registers=16 if full else 0, own_key_norm=not full
-    )
+    projection = ProjectionConfig(tokens=tokens, width=5120, bias=full, registers=16 if full else 0, own_key_norm=not full)
     return AdapterConfig(
         width=5120,
         heads=40,
@@ -152,9 +151,3 @@ def adapter_config(arm: str, parts: frozenset[str] | None = None) -> AdapterConf
         identity_blocks=tuple(range(0, 40, 1 if full else 2)) if identity else (),
         reference_blocks=tuple(range(40)) if reference else (),
     )
-
-
-def _with(blueprint: Blueprint, files: Any) -> Blueprint:
-    from dataclasses import replace
-
-    return replace(blueprint, files=files)

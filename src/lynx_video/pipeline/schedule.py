@@ -22,13 +22,14 @@ def set_timesteps(scheduler: Any, steps: int, device: torch.device | str) -> Ten
         scheduler.set_timesteps(sigmas=reference_sigmas(steps), device=device)
     else:
         scheduler.set_timesteps(steps, device=device)
+    scheduler.set_begin_index(0)  # or its first step looks the timestep up, and waits for the device to do so
     timesteps: Tensor = scheduler.timesteps
     return timesteps
 
 
 def levels(timesteps: Tensor) -> list[float]:
     """The noise level of each step, 1 is pure noise; on the host."""
-    return [float(t) / TIMESTEPS for t in timesteps.cpu()]
+    return [float(t) / TIMESTEPS for t in timesteps.tolist()]
 
 
 def make_scheduler(scheduler: Any, config: GenerateConfig) -> Any:

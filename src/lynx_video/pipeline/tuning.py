@@ -21,16 +21,21 @@ if TYPE_CHECKING:
 
 
 def check_runtime(
-    runtime: RuntimeConfig, shape: BaseShape, device: str, dtype: torch.dtype, *, experts: int = 1
+    runtime: RuntimeConfig, shape: BaseShape, device: str, dtype: torch.dtype, *, channels: int | None = None, experts: int = 1
 ) -> tuple[tuple[LoraFile, ...], tuple[str, ...]]:
     """The LoRA files, and cautions in sentences. Raises for what this installation or device cannot do, before a weight is read."""
     import torch
+
+    if runtime.offload == "block":
+        from lynx_video.runtime.offload import check_offload
+
+        check_offload(runtime.quantize, runtime.compile)
 
     from lynx_video.runtime.attention import choose_backend, is_exact
 
     cautions = []
     where = torch.device(device)
-    choose_backend(runtime.attention_backend, where, dtype, shape.width // shape.heads)
+    choose_backend(runtime.attention_backend, where, dtype, shape.width // shape.heads, compiled=runtime.compile)
     if not is_exact(runtime.attention_backend):
         cautions.append(f"--attention-backend {runtime.attention_backend} is approximate: the clip is not the exact one.")
     if runtime.quantize is not None and runtime.quantize != "none":
@@ -40,7 +45,7 @@ def check_runtime(
     if runtime.gguf is not None:
         from lynx_video.runtime.gguf_file import check_gguf
 
-        check_gguf(runtime.gguf, shape)
+        check_gguf(runtime.gguf, shape, channels)
         if runtime.quantize not in (None, "none"):
             raise BadRequest(f"--gguf brings quantized weights already: leave --quantize {runtime.quantize} away.")
     loras: tuple[LoraFile, ...] = ()
@@ -65,7 +70,8 @@ def settle(blueprint: Blueprint, config: GenerateConfig) -> Blueprint:
     found = forecast(blueprint, config, blueprint.runtime)
     layout = found.layout
     runtime = replace(blueprint.runtime, quantize=layout.quantize, offload=layout.offload, vae_tiling=layout.vae_tiling)
-    return replace(blueprint, runtime=runtime, idle_models=layout.idle_models, planned=found.text)
+    check_runtime(runtime, blueprint.shape, blueprint.device, blueprint.dtype)  # what was decided, too
+    return replace(blueprint, runtime=runtime, layout=layout, planned=found.summary)
 
 
 def holds_whole(runtime: RuntimeConfig) -> bool:
@@ -82,6 +88,8 @@ def tune_(components: Components, blueprint: Blueprint) -> None:
             from lynx_video.runtime.quantize import quantize_
 
             quantize_(transformer, runtime.quantize, components.device)
+            if runtime.offload != "block":
+                transformer.to(components.device)
         if blueprint.loras:
             from lynx_video.runtime.lora import load_loras_
 
@@ -94,12 +102,13 @@ def tune_(components: Components, blueprint: Blueprint) -> None:
         if runtime.offload == "block":
             from lynx_video.runtime.offload import Offload, offload_
 
-            offload_(transformer, Offload(device=components.device))
+            pinned = blueprint.layout is None or blueprint.layout.pinned
+            offload_(transformer, Offload(device=components.device, pinned=pinned))
 
 
 def _set_backend_(transformer: Any, runtime: RuntimeConfig, components: Components) -> None:
     from lynx_video.runtime.attention import choose_backend, set_backend_
 
     head_width = components.shape.width // components.shape.heads
-    name = choose_backend(runtime.attention_backend, components.device, components.dtype, head_width)
+    name = choose_backend(runtime.attention_backend, components.device, components.dtype, head_width, compiled=runtime.compile)
     set_backend_(transformer, name, components.device)

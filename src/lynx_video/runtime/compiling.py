@@ -34,7 +34,7 @@ class _Compiled:
         from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
         try:
-            with torch._dynamo.config.patch(recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True):
+            with torch._dynamo.config.patch(recompile_limit=GRAPHS, fail_on_recompile_limit_hit=True, suppress_errors=False):
                 return self.function(self.block, *args, **kwargs)
         except FailOnRecompileLimitHit as error:
             raise LynxError(
@@ -42,7 +42,8 @@ class _Compiled:
                 "--compile."
             ) from error
         except TorchDynamoException as error:
-            reason = str(error).strip().partition("\n")[0]
+            cause = getattr(error, "inner_exception", error)  # a compiler's own error, inside of torch's
+            reason = f"{type(cause).__name__}: {str(cause).strip()}".partition("\n")[0]
             raise LynxError(f"the blocks cannot be compiled here ({reason}); leave out --compile.") from error
 
 
@@ -61,8 +62,8 @@ def compile_(transformer: Any, *, backend: str | Callable[..., Any] = "inductor"
         hooked = next((name for name, one in block.named_modules() if name and _has_hooks(one)), None)
         if hooked is not None:
             raise BadRequest(
-                f"{hooked} of a block has a hook of its own (as --quantize fp8-storage puts on it), which cannot be compiled: "
-                "leave out --compile, or use another --quantize."
+                f"{hooked} of a block has a hook of diffusers (layerwise casting, offload of single layers), which cannot be compiled: "
+                "compile first, or leave out --compile."
             )
         kind = type(block)
         if kind not in shared:

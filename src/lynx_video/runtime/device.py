@@ -125,9 +125,7 @@ def _measured(name: str, dtype: torch.dtype) -> Rates:
             attention=rate(
                 4 * heads * tokens**2 * 128, lambda: torch.nn.functional.scaled_dot_product_attention(query, key, value)
             ),
-            convolution=rate(
-                2 * channels**2 * 27 * 2 * (side - 2) ** 2, lambda: torch.nn.functional.conv3d(picture, kernel)
-            ),
+            convolution=rate(2 * channels**2 * 27 * 2 * (side - 2) ** 2, lambda: torch.nn.functional.conv3d(picture, kernel)),
             traffic=rate(2 * source.nbytes, lambda: torch.add(source, 1, out=target)),
             link=_link(source, device) if big else float("inf"),
             start=_seconds(lambda: dot + dot, device, waiting=False),

@@ -7,6 +7,7 @@ says how many bytes that is.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -218,7 +219,7 @@ def decoder(config: Mapping[str, Any]) -> Iterator[Conv]:
     for _ in range(4):
         yield Conv(widths[0], widths[0], 27, 1, 1)
     scale, rate = 1, 1
-    for stage, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for stage, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
         inputs = inputs if stage == 0 or residual else inputs // 2
         for _ in range(int(config["num_res_blocks"]) + 1):
             if inputs != outputs:
@@ -243,7 +244,9 @@ def tiles(config: Mapping[str, Any], height: int, width: int) -> list[tuple[int,
     if height <= tile and width <= tile:
         return [(height, width)]
     return [
-        (min(tile, height - top), min(tile, width - left)) for top in range(0, height, stride) for left in range(0, width, stride)
+        (min(tile, height - top), min(tile, width - left))
+        for top in range(0, height, stride)
+        for left in range(0, width, stride)
     ]
 
 

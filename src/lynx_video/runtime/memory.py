@@ -3,7 +3,8 @@ within a budget.
 
 Every layout that fits is weighed, and the first in this order is taken:
 
-1. what changes the clip least: nothing (exact), then tiles in the VAE (faint seams), then blocks stored in fp8;
+1. what changes the clip least: nothing (exact), then tiles in the VAE (faint seams), then blocks stored in fp8, then in 4 bits
+   where bitsandbytes is installed;
 2. what takes least time: for a full-length clip blocks fetched from host memory come while the one before is computed, and cost
    next to nothing, so the exact layouts reach far down;
 3. what moves least.
@@ -17,7 +18,7 @@ loses between them and, on CUDA, the context. Tests hold the activations against
 
 from __future__ import annotations
 
-import itertools
+import importlib.util
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,11 @@ from lynx_video.errors import BadRequest
 from lynx_video.runtime.device import Device
 from lynx_video.runtime.flops import Shape
 
+Quantize = Literal["none", "fp8", "fp8-storage", "int8", "nf4"]
+Offload = Literal["none", "block"]
+Idle = Literal["keep", "offload", "free"]
+By = Literal["whole", "block"]
+Projections = Literal["keep", "park"]
 GIB = 2**30
 CONTEXT = 500_000_000
 """Bytes a CUDA context takes."""
@@ -37,6 +43,8 @@ PROCESS = {"cuda": 3_000_000_000, "cpu": 700_000_000}
 """Host memory of a process that has loaded torch and diffusers."""
 AT_ONCE = 2
 """Blocks on the device under block offload: the one at work and the one that comes."""
+UNPINNED = 0.3
+"""Of the link's speed, where what is fetched goes through a copy first: expected, not measured."""
 OVERLAP = 1.02
 """What fetching costs a forward that hides it."""
 HARM = {"none": 0, "fp8-storage": 2, "int8": 3, "fp8": 3, "nf4": 4}
@@ -82,6 +90,8 @@ class Sizes:
     "activations of the forward over the reference still"
     forward: int = 0
     "activations of one forward, all passes that run at once"
+    latents: int = 0
+    "the latents and what the sampler keeps of the steps before"
     kept: int = 0
     "what a step cache keeps"
     decode: int = 0
@@ -112,16 +122,18 @@ class Pace:
 class Layout:
     """What is held where, and what that takes."""
 
-    quantize: str = "none"
-    offload: Literal["none", "block"] = "none"
+    quantize: Quantize = "none"
+    offload: Offload = "none"
+    pinned: bool = True
+    "offloaded blocks lie in page-locked memory; False: they stay mapped from their files, slower to fetch"
     vae_tiling: bool = False
-    idle_models: str = "keep"
+    idle_models: Idle = "keep"
     "text encoder, VAE and adapter while not in use, as in GenerateConfig"
-    text_encoder: Literal["whole", "block"] = "whole"
+    text_encoder: By = "whole"
     "how it comes to the device: at once, or layer by layer"
-    adapter: Literal["whole", "block"] = "whole"
+    adapter: By = "whole"
     "how it comes to the device for the memories: at once, or projection by projection"
-    text_projections: Literal["keep", "park"] = "keep"
+    text_projections: Projections = "keep"
     "park: what turned text into keys and values is away from the device while denoising"
     device: Mapping[str, int] = field(default_factory=dict)
     "bytes at most in each of PHASES"
@@ -147,7 +159,7 @@ class Layout:
     @property
     def moves(self) -> int:
         """How much of the model is moved about."""
-        apart = (self.text_encoder == "block", self.adapter == "block", self.text_projections == "park")
+        apart = (self.text_encoder == "block", self.adapter == "block", self.text_projections == "park", not self.pinned)
         return (self.idle_models != "keep") + 2 * (self.offload == "block") + sum(apart)
 
     def __str__(self) -> str:
@@ -156,7 +168,8 @@ class Layout:
         if self.quantize != "none":
             found.append(f"blocks in {self.quantize}")
         if self.offload == "block":
-            found.append("blocks in host memory, each fetched while the one before is computed")
+            where = "host memory" if self.pinned else "host memory, not pinned"
+            found.append(f"blocks in {where}, each fetched while the one before is computed")
         if self.vae_tiling:
             found.append("VAE in tiles")
         if self.idle_models != "keep":
@@ -185,8 +198,8 @@ def choose_layout(
     asked: RuntimeConfig,
     device: Device,
     *,
-    idle_models: str = "keep",
-    pace: Pace = Pace(),  # noqa: B008 (a frozen value)
+    idle_models: Idle = "keep",
+    pace: Pace = Pace(),
 ) -> Layout:
     """The least harmful layout whose device memory stays within `budget` bytes; without a budget the one that is asked for.
 
@@ -206,30 +219,53 @@ def choose_layout(
     if not fitting:
         raise BadRequest(_too_little(budget, candidates, sizes, device, pace, idle_models))
 
-    def rank(one: Layout) -> tuple[bool, int, float, int]:
-        crowded = device.apart and 0 < device.host_free < one.host
-        return crowded, one.harm, one.slowdown, one.moves
-
-    return min(fitting, key=rank)
+    return min(fitting, key=lambda one: (crowded(one, device), one.harm, one.slowdown, one.moves))
 
 
-def _candidates(asked: RuntimeConfig, idle_models: str, sizes: Sizes) -> list[Layout]:
-    """Every layout that keeps to what is asked; int8, fp8 and nf4 change more than fp8-storage and save no more with offload."""
-    own = ("none",) if sizes.stored is not None else ("none", "fp8-storage")
-    found = []
-    for quantize, offload, tiling, idle in itertools.product(
-        (asked.quantize,) if asked.quantize is not None else own,
-        (asked.offload,) if asked.offload is not None else ("none", "block"),
-        (asked.vae_tiling,) if asked.vae_tiling is not None else (False, True),
-        (idle_models,) if idle_models != "keep" else ("keep", "offload"),
-    ):
-        one = Layout(quantize=quantize, offload=offload, vae_tiling=tiling, idle_models=idle)
-        found.append(one)
-        if idle == "keep":
-            continue
-        for encoder, adapter, projections in itertools.product(("whole", "block"), ("whole", "block"), ("keep", "park")):
-            found.append(replace(one, text_encoder=encoder, adapter=adapter, text_projections=projections))
-    return found
+def least_budget(sizes: Sizes, device: Device) -> int:
+    """Bytes of device memory without which no layout will do."""
+    return min(_measured(one, sizes, device, Pace()).peak for one in _candidates(RuntimeConfig(), "keep", sizes))
+
+
+def has_four_bits() -> bool:
+    """Whether weights can be held in 4 bits here."""
+    return importlib.util.find_spec("bitsandbytes") is not None
+
+
+def crowded(layout: Layout, device: Device) -> bool:
+    """Whether it wants more host memory than there is."""
+    return device.apart and 0 < device.host_free < layout.host
+
+
+def _candidates(asked: RuntimeConfig, idle_models: Idle, sizes: Sizes) -> list[Layout]:
+    """Every layout that keeps to what is asked; int8 and fp8 change more than fp8-storage and save no more."""
+    quantize: tuple[Quantize, ...] = ("none",)
+    if sizes.stored is None:
+        quantize = ("none", "fp8-storage", "nf4") if has_four_bits() else ("none", "fp8-storage")
+    offload: tuple[Offload, ...] = ("none", "block")
+    tiling: tuple[bool, ...] = (False, True)
+    idle: tuple[Idle, ...] = ("keep", "offload")
+    by: tuple[By, ...] = ("whole", "block")
+    projections: tuple[Projections, ...] = ("keep", "park")
+    if asked.compile and asked.quantize in ("int8", "fp8"):  # torchao's tensors, which no longer move once a compiler saw them
+        offload = ("none",)
+    plain = [
+        Layout(quantize=one, offload=place, pinned=pinned, vae_tiling=tiles, idle_models=rest)
+        for one in ((asked.quantize,) if asked.quantize is not None else quantize)
+        for place in ((asked.offload,) if asked.offload is not None else offload)
+        for pinned in ((True, False) if place == "block" else (True,))
+        for tiles in ((asked.vae_tiling,) if asked.vae_tiling is not None else tiling)
+        for rest in ((idle_models,) if idle_models != "keep" else idle)
+    ]
+    return plain + [
+        replace(one, text_encoder=encoder, adapter=adapter, text_projections=where)
+        for one in plain
+        if one.idle_models != "keep"
+        for encoder in by
+        for adapter in by
+        for where in projections
+        if (encoder, adapter, where) != ("whole", "whole", "keep")
+    ]
 
 
 def _measured(layout: Layout, sizes: Sizes, device: Device, pace: Pace) -> Layout:
@@ -253,6 +289,10 @@ def _device_bytes(layout: Layout, sizes: Sizes, device: Device) -> dict[str, int
     blocks = min(AT_ONCE, sizes.blocks) if layout.offload == "block" else sizes.blocks * sizes.experts
     base = sizes.experts * (sizes.outside + sizes.blocks * sizes.block_rest) + sizes.loras
     base += blocks * (_layers(layout, sizes, sizes.linears) + text)
+    if layout.quantize == "nf4" and layout.offload == "block":  # the scales of all blocks stay
+        everything = (*sizes.linears, *sizes.text_linears)
+        halves = sum(rows * columns // 2 for rows, columns in everything)
+        base += (sizes.blocks * sizes.experts - blocks) * (_layers(layout, sizes, everything) - halves)
     away = blocks * text if layout.text_projections == "park" else 0
     largest = max((rows * columns for rows, columns in (*sizes.linears, *sizes.text_linears)), default=0) * sizes.word
     widened = {"fp8-storage": 2 * largest, "nf4": largest}.get(layout.quantize, largest if sizes.stored is not None else 0)
@@ -265,8 +305,12 @@ def _device_bytes(layout: Layout, sizes: Sizes, device: Device) -> dict[str, int
     phases = {
         "texts": base + widened + sizes.memories + sizes.encoding + (0 if idle else encoder),
         "memories": base + widened + sizes.memories + sizes.remembering + (0 if idle else max(adapter, sizes.vae)),
-        "denoising": base - away + widened + sizes.memories + sizes.forward + sizes.kept,
-        "decoding": base - away + (sizes.decode_tiled if layout.vae_tiling else sizes.decode) + (0 if idle else sizes.vae),
+        "denoising": base - away + widened + sizes.memories + sizes.latents + sizes.forward + sizes.kept,
+        "decoding": base
+        - away
+        + sizes.latents
+        + (sizes.decode_tiled if layout.vae_tiling else sizes.decode)
+        + (0 if idle else sizes.vae),
     }
     context = CONTEXT if device.kind == "cuda" else 0
     loss = 1 + LOSS if device.apart else 1.0
@@ -274,15 +318,19 @@ def _device_bytes(layout: Layout, sizes: Sizes, device: Device) -> dict[str, int
 
 
 def _host_bytes(layout: Layout, sizes: Sizes, device: Device) -> int:
-    """Pinned memory is counted as torch gives it: a tensor takes the next power of two."""
+    """Pinned memory is counted as torch gives it: a tensor takes the next power of two.
+
+    What is mapped from files counts where every forward reads it: it has to stay in memory to be there in time.
+    """
     found = PROCESS.get(device.kind, PROCESS["cuda"]) + sizes.clip + (sizes.tiles if layout.vae_tiling else 0)
     everywhere = sizes.blocks * sizes.experts
     if layout.offload == "block":
-        found += everywhere * _layers(layout, sizes, (*sizes.linears, *sizes.text_linears), pinned=device.apart)
+        pinned = layout.pinned and device.apart
+        found += everywhere * _layers(layout, sizes, (*sizes.linears, *sizes.text_linears), pinned=pinned)
     elif layout.text_projections == "park":
         found += everywhere * _layers(layout, sizes, sizes.text_linears)
     if layout.idle_models != "keep":
-        found += sizes.text_encoder + sizes.vae + sizes.adapter
+        found += sizes.vae + sizes.adapter + (sizes.text_encoder if layout.text_encoder == "whole" else 0)
     return found if device.apart else found + max(_device_bytes(layout, sizes, device).values())
 
 
@@ -294,7 +342,8 @@ def _seconds(layout: Layout, sizes: Sizes, pace: Pace) -> dict[str, float]:
     texts, memories = pace.texts, pace.memories
     decode = pace.decode_tiled if layout.vae_tiling else pace.decode
     if layout.offload == "block":
-        fetched = (block - text if layout.text_projections == "park" else block) / pace.link
+        link = pace.link if layout.pinned else UNPINNED * pace.link
+        fetched = (block - text if layout.text_projections == "park" else block) / link
         forward = fetched + sizes.blocks * max(forward / sizes.blocks * OVERLAP, fetched)
         memories += 2 * sizes.experts * sizes.blocks * block / pace.link
         texts += 2 * sizes.experts * sizes.blocks * text / pace.link
@@ -317,23 +366,26 @@ def _layers(layout: Layout, sizes: Sizes, linears: tuple[tuple[int, int], ...], 
     return sum(1 << (size - 1).bit_length() if pinned else size for size in each)
 
 
-def _too_little(
-    budget: int, candidates: list[Layout], sizes: Sizes, device: Device, pace: Pace, idle_models: str
-) -> str:
+def _too_little(budget: int, candidates: list[Layout], sizes: Sizes, device: Device, pace: Pace, idle_models: Idle) -> str:
     least = min(candidates, key=lambda one: one.peak)
     phase = max(least.device, key=lambda name: least.device[name])
     sentence = (
-        f"a budget of {gib(budget)} is too little for this request: it needs at least {gib(least.peak, up=True)} "
+        f"--vram-budget {budget / GIB:.4g} is too little for this request: at least {_upward(least.peak / GIB)} is needed "
         f"(for {phase}); fewer frames or a smaller size need less"
     )
     free = min(_measured(one, sizes, device, pace).peak for one in _candidates(RuntimeConfig(), idle_models, sizes))
     if free < least.peak:
-        sentence += f", and without the given --quantize, --offload or --vae-tiling {gib(free, up=True)} would do"
+        sentence += f", and without the given --quantize, --offload or --vae-tiling {_upward(free / GIB)} would do"
     return sentence + "."
 
 
-def gib(size: float, *, up: bool = False) -> str:
-    """Bytes in words: `23.4 GiB`; up: never less than it is."""
+def _upward(number: float) -> str:
+    """Three digits, never less than it is."""
+    step = 10.0 ** (math.floor(math.log10(number)) - 2)
+    return f"{math.ceil(number / step - 1e-9) * step:.3g}"
+
+
+def gib(size: float) -> str:
+    """Bytes in words: `23.4 GiB`."""
     unit, name = (GIB, "GiB") if size >= GIB / 10 else (2**20, "MiB")
-    number = size / unit
-    return f"{math.ceil(number * 10) / 10 if up else number:.1f} {name}"
+    return f"{size / unit:.1f} {name}"

@@ -13,7 +13,7 @@ And the text projections: a generation needs them once, before its first step. `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from lynx_video.errors import BadRequest, LynxError
 TEXT_PROJECTIONS = ("to_k", "to_v", "to_kv")
 """Layers of a block's `attn2` that only the prompt goes through."""
 _HOOK = "group_offloading"  # the name diffusers looks for
+_SEEN = "compiled blocks can't be offloaded when torchao quantized them (int8, fp8): quantize in fp8-storage, or leave out --compile."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +52,8 @@ def offload_(transformer: Any, offload: Offload) -> None:
 
     if is_offloaded(transformer):
         raise BadRequest("the transformer is offloaded already; load it again to offload it in another way.")
+    if any("forward" in vars(block) and any(map(_is_composite, block.parameters())) for block in transformer.blocks):
+        raise BadRequest(_SEEN)
     device, host = torch.device(offload.device), torch.device("cpu")
     stream = _stream(device) if len(transformer.blocks) > 1 else None
     config = GroupOffloadingConfig(
@@ -67,6 +70,7 @@ def offload_(transformer: Any, offload: Offload) -> None:
     _move_rest(transformer, {part for layers in waiting for layer in layers for part in layer.modules()}, device)
     hooks: list[Any] = []
     for block, layers in zip(transformer.blocks, waiting, strict=True):
+        _keep_statistics(layers, device)
         group = ModuleGroup(
             modules=layers,
             offload_device=host,
@@ -84,6 +88,12 @@ def offload_(transformer: Any, offload: Offload) -> None:
         if hooks:
             hooks[-1].next_group = group
         hooks.append(hook)
+
+
+def check_offload(quantize: str | None, compiled: bool) -> None:
+    """Raises BadRequest for what goes together with block offload only until it moves."""
+    if compiled and quantize in ("int8", "fp8"):
+        raise BadRequest(_SEEN)
 
 
 def is_offloaded(transformer: Any) -> bool:
@@ -123,6 +133,17 @@ def placed(transformer: Any, device: torch.device | str) -> Iterator[None]:
 
     Nothing is moved that is there already.
     """
+    _settle(transformer)
+    with visiting((layer for block in transformer.blocks for _, layer in _text_projections(block)), device):
+        yield
+
+
+@contextmanager
+def visiting(layers: Iterable[nn.Module], device: torch.device | str) -> Iterator[None]:
+    """Within it each of the layers comes to `device` when it is called and goes back after that, wherever it lies.
+
+    Their inputs must be on the device already. Nothing is moved that is there.
+    """
     device = torch.device(device)
     returns: dict[nn.Module, Callable[[], None]] = {}
 
@@ -132,13 +153,11 @@ def placed(transformer: Any, device: torch.device | str) -> Iterator[None]:
     def go(layer: nn.Module, *_: Any) -> None:
         returns.pop(layer)()
 
-    _settle(transformer)
     hooks = []
     try:
-        for block in transformer.blocks:
-            for _, layer in _text_projections(block):
-                hooks.append(layer.register_forward_pre_hook(come))
-                hooks.append(layer.register_forward_hook(go, always_call=True))
+        for layer in layers:
+            hooks.append(layer.register_forward_pre_hook(come))
+            hooks.append(layer.register_forward_hook(go, always_call=True))
         yield
     finally:
         for hook in hooks:
@@ -169,22 +188,36 @@ def _visit(layer: nn.Module, device: torch.device) -> Callable[[], Any]:
     home = next(layer.parameters()).device
     if home == torch.empty(0, device=device).device:  # which has a number
         return lambda: None
-    places: list[tuple[dict[str, Any], str, Any]] = []
+    if device.type == "cpu":  # nothing of what the layer had may be kept
+        _move(layer, device)
+        return lambda: _move(layer, home)
+    kept: list[tuple[dict[str, Any], str, Any, Any]] = []
     for module in layer.modules():
         tables: Any = (module._parameters, module._buffers)
-        places += [(held, name, tensor) for held in tables for name, tensor in held.items() if tensor is not None]
-    if device.type == "cpu" or any(hasattr(tensor, "__tensor_flatten__") for *_, tensor in places):
-        layer.to(device)  # what is several tensors in one (torchao's) has no `.data` to keep
-        return lambda: layer.to(home)
-    kept = [(*place, place[-1].data) for place in places]
-    layer.to(device)
+        kept += [(held, name, tensor, tensor.data) for held in tables for name, tensor in held.items() if tensor is not None]
+    _move(layer, device)
 
     def back() -> None:
         for held, name, tensor, data in kept:
-            tensor.data = data
+            if not _is_composite(tensor):
+                tensor.data = data
             held[name] = tensor
 
     return back
+
+
+def _move(layer: nn.Module, device: torch.device) -> None:
+    """`layer.to(device)`, but for torchao's tensors, which torch would not move once a compiler has seen them."""
+    for module in layer.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if _is_composite(parameter):
+                module._parameters[name] = nn.Parameter(parameter.to(device), requires_grad=False)
+    layer.to(device)
+
+
+def _is_composite(tensor: torch.Tensor) -> bool:
+    """Whether it is several tensors in one."""
+    return hasattr(tensor, "__tensor_flatten__")
 
 
 def _text_projections(block: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -218,6 +251,15 @@ def _large(module: nn.Module) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _large(child)
+
+
+def _keep_statistics(layers: Sequence[nn.Module], device: torch.device) -> None:
+    """What belongs to a weight of bitsandbytes does not move with it; it is small and goes to the device for good."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            state = getattr(parameter, "quant_state", None)
+            if state is not None:
+                state.to(device)
 
 
 def _move_rest(transformer: nn.Module, waiting: set[nn.Module], device: torch.device) -> None:

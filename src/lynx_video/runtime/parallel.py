@@ -140,7 +140,9 @@ def choose_degrees(
     """How `world` processes share steps of so many passes, each of so many heads and video tokens; what is None is chosen.
 
     The chosen leaves the fewest idle: the passes are shared where the processes are a multiple of them, the heads by the rest as far as
-    they can be divided, the tokens by what remains. Raises BadRequest where nothing fits, with numbers of processes that would.
+    it divides them, the tokens by what remains. A ring may be uneven; those that share heads have as many tokens each (diffusers' way
+    to share heads among uneven slices asks for their sizes in every attention, waits for the answer, and cannot be compiled). Raises
+    BadRequest where nothing fits, with numbers of processes that would.
     """
     asked = (pass_degree, ulysses_degree, ring_degree)
 
@@ -149,7 +151,7 @@ def choose_degrees(
             Degrees(passes=p, ulysses=u, ring=world // p // u)
             for p in range(1, min(world, passes) + 1)
             for u in range(1, min(world // p, heads) + 1)
-            if world % (p * u) == 0 and heads % u == 0 and world // p <= tokens
+            if world % (p * u) == 0 and heads % u == 0 and tokens % u == 0 and world // p <= tokens
             if all(want in (None, got) for want, got in zip(asked, (p, u, world // p // u), strict=True))
         ]
         # with a pass too few for everybody's last turn, processes wait: turns x degree is the time they spend
@@ -162,8 +164,8 @@ def choose_degrees(
     would = [str(one) for one in range(1, max(2 * world, 16) + 1) if best(one) is not None]
     raise BadRequest(
         f"{world} process{'es' if world > 1 else ''} can't share the work{f' by {said}' if said else ''}: a step has {passes} "
-        f"pass{'es' if passes > 1 else ''} (--pass-degree is at most that), a pass {heads} heads (--ulysses-degree divides them) and "
-        f"{tokens} tokens; "
+        f"pass{'es' if passes > 1 else ''} (--pass-degree is at most that), a pass {heads} heads and {tokens} "
+        "tokens (--ulysses-degree divides both); "
         + (f"torchrun --nproc-per-node {' or '.join(would[:4])} would work." if would else "leave the degrees to be chosen.")
     )
 
@@ -247,8 +249,8 @@ def sharing_tokens(transformer: Any, mine: Ranks | None) -> Iterator[None]:
         return
     processors = [block.attn1.processor for block in transformer.blocks]
     if mine.degrees.ulysses > 1:
-        for one in processors:
-            _check_backend(one._attention_backend, mine.degrees)
+        for name in {one._attention_backend for one in processors}:
+            _check_backend(name, mine.degrees)
     part = mine.slices.get(transformer)
     if part is None:  # the hooks stay and are switched, so that a compiled block sees the same ones in every generation
         part = mine.slices[transformer] = Slice(mine)
@@ -276,14 +278,17 @@ class Slice:
     They are torch's hooks, not diffusers' `apply_context_parallel`: those wrap `forward` in the order of their registration, and a step
     cache registered after them would see the tokens uncut.
 
+    The slices of a ring lie side by side, so that keys come together in their own order, also where heads are shared too.
+
     heads: what diffusers' attention needs to share the heads, or None.
     """
 
     def __init__(self, mine: Ranks) -> None:
         self.on = False
-        self.tokens = 0
-        self.ulysses, self.parts = mine.degrees.ulysses, mine.degrees.tokens
-        self.turn = mine.among.rank % self.parts
+        self.sizes: list[int] = []
+        "tokens of each slice, ring by ring"
+        self.ulysses, self.ring = mine.degrees.ulysses, mine.degrees.ring
+        self.row, self.column = mine.among.rank % self.ulysses, mine.among.rank // self.ulysses % self.ring
         self.ring_group, self.ulysses_group = mine.mesh["ring"].get_group(), mine.mesh["ulysses"].get_group()
         self.heads: Any = None
         if self.ulysses > 1:
@@ -294,18 +299,13 @@ class Slice:
             # what `enable_parallelism` does before it, it does for accelerators only
             self.heads.setup(mine.among.rank, mine.among.count, mine.among.device, mesh=mesh)
 
-    @property
-    def sizes(self) -> list[int]:
-        """Tokens of each process."""
-        return _sizes(self.tokens, self.parts)
-
     def cut_positions(self, _: nn.Module, args: Any, out: tuple[Tensor, Tensor]) -> tuple[Tensor, ...] | None:  # noqa: ARG002
         """After the rotary embedding [1, L, 1, K] was computed; the first to know how many tokens there are."""
         if not self.on:
             return None
-        self.tokens = out[0].shape[1]
-        if self.heads is not None:  # the even way is the faster one: it need not ask the others for their sizes
-            self.heads.context_parallel_config.ulysses_anything = self.tokens % self.parts != 0
+        tokens = out[0].shape[1]
+        assert tokens % self.ulysses == 0, f"{self.ulysses} that share heads cannot have as many of {tokens} tokens each"
+        self.sizes = _sizes(tokens // self.ulysses, self.ring) * self.ulysses
         return tuple(self._mine(one) for one in out)
 
     def cut_tokens(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -313,23 +313,25 @@ class Slice:
         return (self._mine(args[0]), *args[1:]) if self.on else None
 
     def join(self, _: nn.Module, args: Any, out: Tensor) -> Tensor | None:  # noqa: ARG002
-        """After the output layer: first among those that share the heads, whose slices lie side by side."""
+        """After the output layer."""
         if not self.on:
             return None
-        sizes = self.sizes
-        rows = [sizes[i : i + self.ulysses] for i in range(0, self.parts, self.ulysses)]
-        row = _all(out, 1, rows[self.turn // self.ulysses], self.ulysses_group)
-        return _all(row, 1, [sum(sizes) for sizes in rows], self.ring_group)
+        row = _all(out, 1, self._rows()[self.row], self.ring_group)
+        return _all(row, 1, [sum(sizes) for sizes in self._rows()], self.ulysses_group)
 
     def gather(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a slice, [B, L, N, K] -> of the whole ring."""
-        of_ring = self.sizes[self.turn % self.ulysses :: self.ulysses]
-        key, value = _all(torch.stack((key, value)), 2, of_ring, self.ring_group).unbind(0)
+        key, value = _all(torch.stack((key, value)), 2, self._rows()[self.row], self.ring_group).unbind(0)
         return key, value
 
+    def _rows(self) -> list[list[int]]:
+        """Tokens of each slice, by ring."""
+        return [self.sizes[i : i + self.ring] for i in range(0, len(self.sizes), self.ring)]
+
     def _mine(self, whole: Tensor) -> Tensor:
-        sizes = self.sizes
-        return whole.narrow(1, sum(sizes[: self.turn]), sizes[self.turn])
+        turn = self.row * self.ring + self.column
+        # a copy: what is compiled for a view depends on where it begins
+        return whole.narrow(1, sum(self.sizes[:turn]), self.sizes[turn]).clone(memory_format=torch.contiguous_format)
 
 
 def _sizes(count: int, parts: int) -> list[int]:
@@ -352,7 +354,7 @@ def _all(part: Tensor, dim: int, sizes: Sequence[int], group: Any) -> Tensor:
 
 
 def _check_backend(name: str | None, degrees: Degrees) -> None:
-    """Refuse an attention backend that would attend to the own slice only and say nothing."""
+    """Refuse an attention backend of diffusers that would attend to the own slice only and say nothing. None: the one by default."""
     from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
     backend = AttentionBackendName(name) if name is not None else _AttentionBackendRegistry.get_active_backend()[0]

@@ -179,16 +179,7 @@ def _nf4(layer: nn.Linear) -> nn.Module:
     new.bias = layer.bias
     # on some CPUs the first forward would repack the weight, in place, into a layout that not every width has
     new.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-    new.register_forward_pre_hook(_statistics_follow)
     return new.to(device)
-
-
-def _statistics_follow(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-    """Offloading moves a weight and not what belongs to it; it is small, so it comes along once and stays."""
-    weight: Any = layer.weight
-    state = weight.quant_state
-    if state.absmax.device != arguments[0].device:
-        state.to(arguments[0].device)
 
 
 def _check_fp8(device: torch.device, dtype: torch.dtype) -> None:

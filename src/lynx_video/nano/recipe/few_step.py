@@ -30,7 +30,7 @@ RANK = 16
 SEED = 7_000  # of prompts, above those in data.SEEDS that draw training pictures; only words are drawn from it
 PATHS, TOGETHER, HELD = 1064, 28, 28
 "paths in all, made at once, kept for validation"
-DISTIL = Schedule(steps=2400, learning_rate=2e-3, warmup=60, decay=0.6, average=0.99, weight_decay=0.0)
+DISTIL = Schedule(steps=1000, learning_rate=2e-3, warmup=60, decay=0.6, average=0.99, weight_decay=0.0)
 BATCH = 14
 LINEARS = (
     *(f"{attn}.{name}" for attn in ("attn1", "attn2") for name in ("to_q", "to_k", "to_v", "to_out.0")),
@@ -81,7 +81,7 @@ class Student(nn.Module):
         self.text_encoder = UMT5EncoderModel.from_pretrained(base / "text_encoder", dtype=torch.float32).requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(base / "tokenizer")
         self.switch = Switch()
-        self.sigmas = torch.cat([shifted(torch.tensor(reference_sigmas(STEPS)), model.FLOW_SHIFT), torch.zeros(1)]).float()
+        self.levels = levels()
         for name in self.names():
             layer = self.transformer.get_submodule(name)
             wide, out = layer.in_features, layer.out_features
@@ -104,7 +104,8 @@ class Student(nn.Module):
 
     def velocity(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         """float32 [B, C, T, h, w] of one pass."""
-        predicted: Tensor = self.transformer(latents.to(torch.bfloat16), timestep, text, return_dict=False)[0]
+        dtype = self.transformer.dtype
+        predicted: Tensor = self.transformer(latents.to(dtype), timestep, text.to(dtype), return_dict=False)[0]
         return predicted.float()
 
     def loss(self, paths: Tensor, texts: Tensor, index: Tensor, at: Tensor) -> Tensor:
@@ -113,8 +114,8 @@ class Student(nn.Module):
         paths: [N, 5, C, T, h, w]. texts: [N, 48, 64]. index, at: [B].
         """
         now, then = paths[index, at].float(), paths[index, at + 1].float()
-        sigma = self.sigmas[at]
-        wanted = (now - then) / (sigma - self.sigmas[at + 1]).view(-1, 1, 1, 1, 1)
+        sigma = self.levels[at]
+        wanted = (now - then) / (sigma - self.levels[at + 1]).view(-1, 1, 1, 1, 1)
         self.switch.on = True
         predicted = self.velocity(now, sigma * TIMESTEPS, texts[index])
         self.switch.on = False
@@ -125,7 +126,7 @@ class Student(nn.Module):
     def draw(self, noise: Tensor, text: Tensor) -> Tensor:
         """Four Euler steps of one pass, the LoRA on or off as it is."""
         latents = noise
-        for sigma, after in zip(self.sigmas[:-1], self.sigmas[1:], strict=True):
+        for sigma, after in zip(self.levels[:-1], self.levels[1:], strict=True):
             step = self.velocity(latents, (sigma * TIMESTEPS).expand(len(latents)), text)
             latents = latents - (sigma - after) * step
         return latents
@@ -163,7 +164,7 @@ class Student(nn.Module):
             "rank": RANK,
             "made": f"{len(self.names())} layers; {PATHS} paths of the base in {TEACHER_STEPS} steps at guidance {GUIDANCE}, without "
             f"adapters; {DISTIL.steps} steps of {BATCH}",
-            "transformer_sha256": _digest(self.base / "transformer" / "diffusion_pytorch_model.safetensors"),
+            "transformer_sha256": digest(self.base / "transformer" / "diffusion_pytorch_model.safetensors"),
         }
         (folder / "lora.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
@@ -199,5 +200,11 @@ def prompts(count: int) -> list[str]:
     ]
 
 
-def _digest(file: Path) -> str:
+def levels() -> Tensor:
+    """The student's noise levels and the end: those that Euler visits in the product, float32 [5]."""
+    return torch.cat([shifted(torch.tensor(reference_sigmas(STEPS)), model.FLOW_SHIFT), torch.zeros(1)]).float()
+
+
+def digest(file: Path) -> str:
+    """Its sha256."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
