@@ -133,7 +133,8 @@ def film_ceiling(chosen: list[Entry]) -> None:
     from lynx_video.nano import faces, model
     from lynx_video.nano.people import benchmark_person
     from lynx_video.nano.recipe import data
-    from lynx_video.pipeline.condition import decode, latent_statistics
+    from lynx_video.pipeline.condition import latent_statistics
+    from lynx_video.pipeline.decoding import decode
 
     vae = load("nano").vae
     mean, std = latent_statistics(vae, "cpu")

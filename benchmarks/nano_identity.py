@@ -27,7 +27,8 @@ from lynx_video.face.likeness import largest_faces, signed
 from lynx_video.media.image import write_picture
 from lynx_video.nano import captions, faces, model, probes
 from lynx_video.nano.recipe import data
-from lynx_video.pipeline.condition import decode, latent_statistics
+from lynx_video.pipeline.condition import latent_statistics
+from lynx_video.pipeline.decoding import decode
 from lynx_video.pipeline.identify import identify
 
 Floats = NDArray[np.float64]

@@ -22,7 +22,8 @@ from lynx_video.face.detect import find_faces
 from lynx_video.nano import faces, model, people, probes
 from lynx_video.nano.recipe import data
 from lynx_video.nano.vision import NanoDetector
-from lynx_video.pipeline.condition import decode, latent_statistics
+from lynx_video.pipeline.condition import latent_statistics
+from lynx_video.pipeline.decoding import decode
 
 SETS = {"calibration": 6_000_000, "check": 6_000_001}
 

@@ -312,7 +312,7 @@ def tables(arm: str, pairs: Sequence[tuple[Phases, Phases]], work: tuple[Phases,
     ratios = {}
     for name, of in SECONDS.items():
         mine, theirs = ([of(pair[side]) for pair in pairs] for side in (0, 1))
-        ratio = [b / a for a, b in zip(mine, theirs, strict=True)]
+        ratio = [a / b for a, b in zip(mine, theirs, strict=True)]
         ratios[name] = statistics.median(ratio)
         lines.append(f"| {name} | {_spread(mine)} | {_spread(theirs)} | {_spread(ratio)} |")
     lines += [
@@ -386,7 +386,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(request.threads)
     code = load_reference(request.reference)
     seconds = f"seconds of the {'processor' if request.device == 'cpu' and request.threads == 1 else 'clock'}"
-    shown = ["PATH" if before == "--reference" else one for before, one in zip(["", *arguments], arguments, strict=False)]
+    shown = [one.replace(str(request.reference), "PATH") for one in arguments]
     used = f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}"
     lines = [
         f"`{shlex.join(['python', 'benchmarks/reference.py', *shown])}`",

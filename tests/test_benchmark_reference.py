@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lynx_video.bench.made import Source, draw_scene, make
+from lynx_video.config import RuntimeConfig
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "reference.py"
 
@@ -110,6 +111,9 @@ def test_phases_are_all_there_is(bench, tmp_path):
     ours, _ = ours_of(bench, tmp_path)
     _, phases = bench.watch(ours, lambda: next(ticks))
     assert phases.whole == next(ticks) - 1
+    assert phases.passes == 6
+    ours.components.runtime = RuntimeConfig(passes="batched")
+    assert bench.watch(ours, lambda: 0.0)[1].passes == 6, "a batch of passes counts by its entries"
     assert not ours.transformer._forward_pre_hooks
 
 

@@ -8,7 +8,8 @@ from lynx_video import load
 from lynx_video.face.detect import find_faces
 from lynx_video.nano import faces, model, people, probes
 from lynx_video.nano.recipe import data, detector
-from lynx_video.pipeline.condition import decode, latent_statistics
+from lynx_video.pipeline.condition import latent_statistics
+from lynx_video.pipeline.decoding import decode
 
 FRAMES, SIZE = model.FRAMES, model.SIZE
 MOVING = [name for name in faces.MOTIONS if name != "stays still"]

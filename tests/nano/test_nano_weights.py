@@ -14,7 +14,8 @@ from lynx_video.face.likeness import signed
 from lynx_video.nano import faces, probes
 from lynx_video.nano.people import portrait
 from lynx_video.nano.recipe import data
-from lynx_video.pipeline.condition import decode, latent_statistics
+from lynx_video.pipeline.condition import latent_statistics
+from lynx_video.pipeline.decoding import decode
 from lynx_video.pipeline.identify import identify
 
 WEIGHTS = Path(lynx_video.__file__).parent / "nano" / "weights"

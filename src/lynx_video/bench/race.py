@@ -62,8 +62,9 @@ def race(request: Request, note: Note = lambda _: None) -> Result:
         note(f"model: {request.source}")
         stage = open_stage(request, Path(folder), note)
         rows: dict[str, Row] = {}
+        wanted: dict[str, Tensor] = {}
         for heat in _heats(request.sides):
-            for name, row in _run_heat(stage, heat, first=not rows).items():
+            for name, row in _run_heat(stage, heat, wanted).items():
                 rows.setdefault(name, row)
             _clean(stage.components.device)
         result = _result(stage, [rows[side.name] for side in request.sides])
@@ -98,21 +99,23 @@ def _heats(sides: Sequence[Side]) -> list[list[Side]]:
     return [together, *([exact, side] for side in sides if side.own_weights)]
 
 
-def _run_heat(stage: Stage, sides: Sequence[Side], *, first: bool) -> dict[str, Row]:
-    """The rows of these sides, `exact` first. first: in a later heat `exact` is not counted again."""
+def _run_heat(stage: Stage, sides: Sequence[Side], wanted: dict[str, Tensor]) -> dict[str, Row]:
+    """The rows of these sides, `exact` first. wanted: the predictions of `exact`, once it was checked and counted in a heat before."""
     held: dict[str, Held] = {}
     rows: dict[str, Row] = {}
-    wanted: Mapping[str, Tensor] = {}
+    first = not wanted
     for side in sides:
         row = rows[side.name] = Row(name=side.name, way=side.way, missing=side.unable)
-        one = None if side.unable else _attempt(held, row, hold, stage.components, stage.blueprint, side, stage.scene)
+        one = None if side.unable else _attempt(held, row, hold, stage.components, stage.blueprint, side, stage.scene, held)
         if one is not None:
             held[side.name] = one
             row.layout, row.estimate = one.layout, dict(one.estimate)
-            stage.note(f"{side.name}: checked and counted")
-            wanted = _check(one, row, held, wanted)
-            if side.name in held and (first or side.name != EXACT):
+            if first or side.name != EXACT:
+                stage.note(f"{side.name}: checked and counted")
+                _check(one, row, held, wanted)
                 _count(stage.request, one, row, held)
+            elif not stage.request.video:
+                turn.remember(one.way)
         if row.missing:
             stage.note(f"{side.name}: not run: {row.missing}")
     if not first and len(held) == 1:
@@ -133,15 +136,14 @@ def _run_heat(stage: Stage, sides: Sequence[Side], *, first: bool) -> dict[str, 
     return rows
 
 
-def _check(one: Held, row: Row, held: dict[str, Held], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _check(one: Held, row: Row, held: dict[str, Held], wanted: dict[str, Tensor]) -> None:
     """Compare a side's predictions with those wanted; those of `exact` are. Raises LynxError where it should be the same and is not."""
     found: Mapping[str, Tensor] | None = _attempt(held, row, turn.predict, one.way)
-    if found is None:
-        return wanted
+    if found is None or one.side.way == "wan":
+        return
     if one.side.name == EXACT:
-        return found
-    if one.side.way == "wan":
-        return wanted
+        wanted.update(found)
+        return
     row.difference = turn.difference(found, wanted)
     most = turn.TOLERANCE[one.way.components.dtype]
     if one.same and not row.difference <= most:
@@ -149,11 +151,10 @@ def _check(one: Held, row: Row, held: dict[str, Held], wanted: Mapping[str, Tens
             f"{row.name} computes something else than {EXACT}: its predictions differ by {row.difference:.1e}, more than {most:g}; "
             "nothing was timed."
         )
-    return wanted
 
 
 def _count(request: Request, one: Held, row: Row, held: dict[str, Held]) -> None:
-    if request.profile:
+    if request.profile and row.name in held:
         row.profile = _attempt(held, row, profile_block, one)
     if row.name in held:
         _attempt(held, row, partial(turn.count, video=request.video), one, row)

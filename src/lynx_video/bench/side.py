@@ -69,10 +69,17 @@ class Held:
         return sum(seen.values())
 
 
-def hold(components: Components, blueprint: Blueprint, side: Side, scene: Scene) -> Held:
+def hold(
+    components: Components,
+    blueprint: Blueprint,
+    side: Side,
+    scene: Scene,
+    others: Mapping[str, Held] = {},
+) -> Held:
     """A model held as `side` says, on the weights of `components`: shared, or copied to host memory where it moves them.
 
-    Raises BadRequest or MissingDependency for what this machine cannot do.
+    others: sides held already; a compiled one takes the quantized weights of its twin among them. Raises BadRequest or
+    MissingDependency for what this machine cannot do.
     """
     from lynx_video.bench.ours import Ours
     from lynx_video.bench.plain import Plain
@@ -86,6 +93,9 @@ def hold(components: Components, blueprint: Blueprint, side: Side, scene: Scene)
     chosen = settle(replace(blueprint, runtime=side.runtime, loras=loras), side.config)
     layout, blocks = chosen.layout, chosen.runtime.offload == "block"
     idle = layout.idle_models if layout is not None else side.config.idle_models
+    quantized = None if blocks else _quantized(side, others)
+    if quantized is not None:
+        components, chosen = quantized.way.components, replace(chosen, runtime=replace(chosen.runtime, quantize=None))
     twin = twin_of(components, apart=blocks or idle != "keep")
     twin = replace(twin, idle_models=idle, runtime=chosen.runtime, layout=layout)
     if not blocks:
@@ -97,10 +107,18 @@ def hold(components: Components, blueprint: Blueprint, side: Side, scene: Scene)
     return Held(
         side=side,
         way=Ours(twin, scene, replace(side.config, idle_models=idle)),
-        runtime=chosen.runtime,
+        runtime=replace(chosen.runtime, quantize=chosen.runtime.quantize or side.runtime.quantize),
         layout=str(layout) if layout is not None else "",
         estimate=dict(layout.device) if layout is not None else {},
     )
+
+
+def _quantized(side: Side, others: Mapping[str, Held]) -> Held | None:
+    """Among others the one that differs in not being compiled."""
+    if not side.runtime.compile or side.runtime.quantize is None:
+        return None
+    plain = replace(side.runtime, compile=False)
+    return next((one for one in others.values() if one.side.way == "ours" and one.side.runtime == plain), None)
 
 
 def twin_of(components: Components, *, apart: bool = False) -> Components:

@@ -18,10 +18,15 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """How far predictions of a side that computes the same may be from those of `exact`, relative to their norm."""
 
 
-def predict(way: Way) -> Mapping[str, Tensor]:
-    """The predictions of every pass at the first step, with memories and texts made; they stay."""
+def remember(way: Way) -> None:
+    """Make memories and texts."""
     way.memories()
     way.texts()
+
+
+def predict(way: Way) -> Mapping[str, Tensor]:
+    """The predictions of every pass at the first step, with memories and texts made; they stay."""
+    remember(way)
     with way.ready():
         return way.predictions()
 

@@ -17,7 +17,7 @@ from lynx_video.cli.console import Console, hush_libraries
 from lynx_video.cli.flags import FaceFlags, ModelFlags, OutputFlags, SelectFlags, SubjectFlags
 from lynx_video.cli.models import idle_options, read_face_record, scored_by, sit, survey_model
 from lynx_video.cli.options import options
-from lynx_video.cli.speed import SpeedFlags, sharing, tuned
+from lynx_video.cli.speed import SpeedFlags, shares, sharing, tuned
 from lynx_video.config import GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadOutput, BadRequest, LynxWarning, Missed
 
@@ -136,6 +136,7 @@ def produce(
     if select.recogniser is not None:
         blueprint = replace(blueprint, faces=scored_by(blueprint.faces, select.recogniser))
     chosen = plan(blueprint, config)
+    degrees = shares(blueprint, chosen)
     several = f"-best{select.best_of}" if select.best_of > 1 else ""
     stem = f"{output.name}-fr{chosen.num_frames}-s{config.seed}{several}.{output.ext}"
     target = output.output or output.output_dir / source.stem / stem
@@ -161,7 +162,7 @@ def produce(
         console.warn(caution)
     if blueprint.planned:
         console.note(blueprint.planned)
-    with sharing(blueprint, chosen) as ranks:
+    with sharing(blueprint, degrees) as ranks:
         components = assemble(blueprint, idle_models=config.idle_models, ranks=ranks)
         with console.steps(select.best_of) as on_step, warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("ignore")

@@ -16,7 +16,7 @@ from lynx_video.presets import SPEED
 if TYPE_CHECKING:
     from lynx_video.pipeline.components import Blueprint
     from lynx_video.pipeline.generate import Plan
-    from lynx_video.runtime.parallel import Ranks
+    from lynx_video.runtime.parallel import Degrees, Ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,17 +38,18 @@ def tuned(
     settings = {**preset.runtime}
     if preset.few_step and not named("lora_path"):
         settings["lora_path"] = (_few_step(model, flags.preset),)
+    if settings.get("quantize") == "fp8" and not named("quantize"):
+        settings["quantize"] = _eight_bits(model, "fp8")
     return over(GenerateConfig(**preset.generation), config), over(RuntimeConfig(**settings), runtime)
 
 
-@contextmanager
-def sharing(blueprint: Blueprint, chosen: Plan) -> Iterator[Ranks | None]:
-    """Within it the processes that torchrun started share the generation; None where there is one. Raises as `choose_degrees`."""
-    from lynx_video.runtime.parallel import choose_degrees, ranks, started
+def shares(blueprint: Blueprint, chosen: Plan) -> Degrees:
+    """How the processes that torchrun started share the generation. Raises BadRequest for a number of them that fits nothing."""
+    from lynx_video.runtime.parallel import choose_degrees, started
 
-    world, runtime = started()[1], blueprint.runtime
-    degrees = choose_degrees(
-        world,
+    runtime = blueprint.runtime
+    return choose_degrees(
+        started()[1],
         len(chosen.tables[0]),
         blueprint.shape.heads,
         chosen.tokens(blueprint.patch_size),
@@ -56,11 +57,30 @@ def sharing(blueprint: Blueprint, chosen: Plan) -> Iterator[Ranks | None]:
         ulysses_degree=runtime.ulysses_degree,
         ring_degree=runtime.ring_degree,
     )
-    if world == 1:
+
+
+@contextmanager
+def sharing(blueprint: Blueprint, degrees: Degrees) -> Iterator[Ranks | None]:
+    """Within it they know each other; None where there is one."""
+    from lynx_video.runtime.parallel import ranks
+
+    if degrees.count == 1:
         yield None
         return
     with ranks(blueprint.device, degrees) as mine:
         yield mine
+
+
+def _eight_bits(model: ModelFlags, kind: str) -> str:
+    """fp8 where the device computes it, int8 elsewhere."""
+    from lynx_video.pipeline.load import device_named, dtype_named
+    from lynx_video.runtime.quantize import check_quantization
+
+    try:
+        check_quantization(kind, device_named(model.device), dtype_named(model.torch_dtype, model.device))
+    except BadRequest:
+        return "int8"
+    return kind
 
 
 def _few_step(model: ModelFlags, preset: str) -> str:

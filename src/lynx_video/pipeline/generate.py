@@ -17,6 +17,7 @@ from lynx_video.errors import BadRequest
 from lynx_video.face.likeness import Likeness, likeness
 from lynx_video.pipeline import condition
 from lynx_video.pipeline.calibration import keep_measurement, steps_to_compute
+from lynx_video.pipeline.decoding import decode
 from lynx_video.pipeline.denoise import Step, denoise, initial_noise
 from lynx_video.pipeline.enrol import Enrolment
 from lynx_video.pipeline.guidance import Table, passes, tables
@@ -168,7 +169,7 @@ def generate(
     keep_measurement(components, levels(timesteps))
     del experts, conditions, texts, memories
     with on_device(components, "vae", config.idle_models):
-        frames = condition.decode(components.vae, latents).numpy()
+        frames = decode(components.vae, latents, tiling=bool(components.runtime.vae_tiling)).numpy()
     seconds = time.monotonic() - began
     score = score_likeness(components, identity, frames)
     return Clip(

@@ -114,8 +114,6 @@ def survey(
     chosen_arm = files.arm if files is not None else arm or _arm_of(paths)
     check_base_files(base_name, transformer=runtime.gguf is None)
     base_hash = base_fingerprint(base_name)
-    if runtime.gguf is not None:  # another base, whatever its shape; one that is quantized here is still the same
-        base_hash = f"{base_hash} with {fingerprint([runtime.gguf])}"
     boundary = boundary_of(base_name)
     loras, cautions = check_runtime(
         runtime,
@@ -125,6 +123,8 @@ def survey(
         channels=int(transformer.get("in_channels", 16)),
         experts=2 if boundary else 1,
     )
+    if runtime.gguf is not None:  # another base, whatever its shape; one that is quantized here is still the same
+        base_hash = f"{base_hash} with {fingerprint([runtime.gguf])}"
     if boundary:
         cautions = (CAUTION, *cautions)
     if files is not None:
@@ -155,7 +155,8 @@ def survey(
 def assemble(blueprint: Blueprint, *, idle_models: str = "keep", ranks: Ranks | None = None) -> Components:
     """Read the weights of a surveyed model. Raises BadWeights for a base that cannot be loaded.
 
-    idle_models: as in `load`, unless a memory budget decided. ranks: the processes that share the work, each with the whole model; None: this one alone.
+    idle_models: as in `load`, unless a memory budget decided.
+    ranks: the processes that share the work, each with the whole model; None: this one alone.
     """
     import torch
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lynx_video.media.video import read_video
-from lynx_video.pipeline.condition import REFERENCE_PROMPT, decode, encode_prompt, reference_latents
+from lynx_video.pipeline.condition import REFERENCE_PROMPT, encode_prompt, reference_latents
+from lynx_video.pipeline.decoding import decode
 from lynx_video.training.augment import Portrait, augment, steps
 from lynx_video.training.dataset.encode import Encoder, Job, encode_frames, load_encoders, pack_example, read_example, trim_text
 from lynx_video.training.dataset.source import Dropped

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from lynx_video.pipeline.condition import decode
+from lynx_video.pipeline.decoding import decode
 
 if TYPE_CHECKING:
     from lynx_video.types import Example, Picture
