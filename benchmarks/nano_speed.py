@@ -76,6 +76,9 @@ def arms() -> dict[str, Arm]:
         **{f"{steps} steps": Arm(generation={"num_inference_steps": steps}) for steps in (12, 8, 4)},
         "LoRA, 8 steps": Arm(generation={"num_inference_steps": 8}, runtime=few_step),
         "LoRA, 4 steps": Arm(generation={"num_inference_steps": 4}, runtime=few_step),
+        "LoRA, 4 steps, g 1.5, g_i 2": Arm(
+            generation={"num_inference_steps": 4, "guidance_scale": 1.5, "guidance_scale_i": 2.0}, runtime=few_step
+        ),
         "LoRA, 4 steps, no guidance": Arm(generation={"num_inference_steps": 4, "guidance_scale": 1.0}, runtime=few_step),
     }
 
