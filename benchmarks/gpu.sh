@@ -48,7 +48,7 @@ mkdir -p "$out"
 # How large, how often, and what there is to try.
 if [ -n "$tiny" ]; then
     device=(--device cpu) size=nano reference=toy rounds=1 clip=(--num-inference-steps 4 --steps 1)
-    backends=native quantize="int8 fp8-storage" budgets="1 0.03"
+    backends=native quantize="int8 fp8-storage" budgets="1 0.02"
 else
     device=(--device cuda) size=14b reference=14b rounds=3 clip=(--steps 1)
     backends=native,cudnn,flash,flash3 quantize="fp8 int8 fp8-storage" budgets="24 16 12 8"

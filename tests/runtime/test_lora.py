@@ -141,6 +141,17 @@ def test_alpha_over_rank_is_the_scale(transformer, inputs, tmp_path):
         loras.remove_()
 
 
+def test_a_bias_of_the_second_product_shares_its_scale(transformer, inputs, tmp_path):
+    """What PEFT trains with `lora_bias`."""
+    pairs, bias = halves(transformer, ["blocks.0.attn1.to_q"]), torch.randn(96, generator=torch.Generator().manual_seed(2))
+    tensors = spelled(pairs, "diffusers", alpha=1.5) | {"transformer.blocks.0.attn1.to_q.lora_B.bias": bias}
+    reference = changed(transformer, pairs, 1.5 / RANK)
+    reference.blocks[0].attn1.to_q.bias.data += 1.5 / RANK * bias
+    loras = load(transformer, write(tmp_path / "a.safetensors", tensors))
+    with loras.on():
+        torch.testing.assert_close(run(transformer, inputs), run(reference, inputs), atol=TOLERANCE, rtol=TOLERANCE)
+
+
 def test_stated_alphas_by_pattern_and_root_of_rank(transformer, tmp_path):
     config = {"lora_alpha": 6, "use_rslora": True, "alpha_pattern": {"attn1.to_q": 2}}
     stated = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in config.items()})}
@@ -459,7 +470,7 @@ def test_sizes_the_header_check_cannot_know_are_refused_on_loading(transformer, 
 def test_specs(tmp_path):
     tensors = {"blocks.0.ffn.0.diff_b": torch.zeros(192)}
     (tmp_path / "folder").mkdir()
-    plain, colon = write(tmp_path / "a.safetensors", tensors), write(tmp_path / "b:0.5.safetensors", tensors)
+    plain, colon = write(tmp_path / "a.safetensors", tensors), write(tmp_path / "a.safetensors:0.5", tensors)
     inside = write(tmp_path / "folder" / "c.safetensors", tensors)
     for spec, path, scale in (
         (plain, plain, 1.0),
@@ -477,8 +488,9 @@ def test_specs(tmp_path):
         with pytest.raises(BadWeights, match="is not there"):
             check_lora(spec, SHAPE)
     assert check_lora(f"{tmp_path / 'folder'}:2", SHAPE).path == inside
+    write(tmp_path / "folder" / "d.safetensors", tensors)
     with pytest.raises(BadWeights, match="holds 2 safetensors files"):
-        check_lora(str(tmp_path), SHAPE)
+        check_lora(str(tmp_path / "folder"), SHAPE)
 
 
 def test_a_cut_file_and_a_dora_are_refused(transformer, tmp_path):

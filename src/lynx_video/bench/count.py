@@ -48,7 +48,7 @@ def count_flops(run: Callable[[], Any]) -> Flops:
 
 def count_forward(run: Callable[[], Any], transformer: Any, device: torch.device) -> Counts:
     """Everything that is counted of one forward: on a CPU in one run, on a GPU in two, one of them as it is."""
-    with _flop_counter() as flops, count_host_syncs(device) as syncs, _Operations() as operations:
+    with _flop_counter() as flops, _Operations() as operations, count_host_syncs(device) as syncs:
         run()
     hidden = device.type != "cuda" and is_compiled(transformer)
     kernels = _kernels(run) if device.type == "cuda" else None if hidden else operations.count

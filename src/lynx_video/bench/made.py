@@ -20,7 +20,6 @@ from lynx_video.types import FACE_WIDTH, Identity
 if TYPE_CHECKING:
     from lynx_video.adapters.attach import AdapterConfig
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LEAST_BYTES = 60 * 2**30
 """Device memory that a model of 14B shapes needs in bfloat16, with its adapter and the activations of a forward."""
 
@@ -101,11 +100,12 @@ def make(source: Source, folder: Path, *, size: Size | None = None) -> tuple[Com
     """
     from lynx_video.adapters.attach import Adapter
     from lynx_video.adapters.weights import AdapterFiles, BaseShape
+    from lynx_video.pipeline.load import dtype_named
 
     check_source(source)
     size = size or SIZES[source.size]
     device = _device(source)
-    dtype = DTYPES[source.dtype or ("bf16" if device.type == "cuda" else "fp32")]
+    dtype = dtype_named(source.dtype, str(device))
     with _seeded(device), torch.device(device):
         with _default(dtype):
             transformer = size.transformer()
@@ -184,13 +184,9 @@ def _adapter_config(size: Size, arm: str, transformer: Any) -> AdapterConfig:
 
 
 def _device(source: Source) -> torch.device:
-    name = source.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise BadRequest(f"device {name!r} is not available to this torch; --device cpu works everywhere.") from error
-    return device
+    from lynx_video.pipeline.load import device_named
+
+    return torch.device(device_named(source.device))
 
 
 def _write_config(holder: Any, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +14,18 @@ from lynx_video.bench.side import Held
 REPEATS = 5
 KINDS = {
     "attention": r"attention|flash|fmha|sdpa|sage",
-    "matrix products": r"gemm|cutlass|nvjet|cublas|\bmm\b|addmm|bmm|linear|matmul|_int_mm|_scaled_mm|wgmma|dot",
-    "copies": r"copy|memcpy|memset|\bcat\b|clone|contiguous|CatArray|_to_copy|fill",
+    "matrix products": r"gemm|cutlass|nvjet|cublas|\bmm\b|addmm|bmm|linear|matmul|_int_mm|_scaled_mm|triton_tem",
+    "copies": r"copy|memcpy|memset|\bcat\b|clone|contiguous|CatArray|fill",
 }
 """Kinds by a pattern of the operation's or kernel's name; what fits none is elementwise, norms among it."""
+FUSED = r"triton_(poi|red|per)_"
+"""What a compiler made of several elementwise operations; its name lists them, copies too."""
 REST = "elementwise and norms"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Operation:
-    """A kernel on a GPU, an operation on a CPU. microseconds: of its own, in one run of the block, the median of REPEATS."""
+    """A kernel on a GPU, an operation on a CPU. microseconds: of its own, in one run of the block, the least of REPEATS."""
 
     name: str
     kind: str
@@ -54,6 +55,8 @@ class Profile:
 
 def kind_of(name: str) -> str:
     """The kind of an operation, by its name."""
+    if re.match(FUSED, name):
+        return REST
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)), REST)
 
 
@@ -98,7 +101,7 @@ def _profiled(run: Callable[[], Any], device: torch.device) -> Profile:
             name=name,
             kind=kind_of(name),
             calls=calls,
-            microseconds=statistics.median(one[name][1] for one in runs if name in one),
+            microseconds=min(one[name][1] for one in runs if name in one),
         )
         for name, (calls, _) in runs[-1].items()
     ]

@@ -69,7 +69,7 @@ def race(request: Request, note: Note = lambda _: None) -> Result:
             _clean(stage.components.device)
         result = _result(stage, [rows[side.name] for side in request.sides])
     for row in result.rows:
-        row.host = hosts.get(row.name)
+        row.host = hosts.get(row.name, row.host)
     return result
 
 

@@ -203,15 +203,17 @@ def _remarks(result: Result) -> Iterator[str]:
         "matrix products and attention of a forward would take at the rates measured, the text's keys and values kept; its kernels "
         "apart: what these very kernels took in the same rounds."
     )
-    for name, words in (("plain", "The exact levers save"), ("wan", "Identity adds, over WanPipeline,")):
+    for name, words, sign, to in (
+        ("plain", "The exact levers save", 1, "of"),
+        ("wan", "Over WanPipeline identity adds", -1, "to"),
+    ):
         row = result.row(name)
         if row is None:
             continue
         ratios = {"a forward": row.ratio(_of_forward, _of_forward)}
         if request.video:
             ratios["a clip"] = row.ratio(_of_clip(row.kinds), _of_clip(row.beside_kinds))
-        sign = 1 if name == "plain" else -1
-        shares = (f"{sign * (1 - 1 / ratio):.1%} of {what}" for what, ratio in ratios.items())
+        shares = (f"{sign * (1 - 1 / ratio):.1%} {to} {what}" for what, ratio in ratios.items())
         yield f"{words} {', '.join(shares)}."
     if request.video and request.steps is not None and request.steps < result.total_steps:
         timed = f"{request.steps} were timed in each turn (one of each kind at least)"

@@ -13,6 +13,7 @@ from lynx_video.bench.record import Row, Turn
 from lynx_video.bench.side import Held
 from lynx_video.bench.way import Clock, Way
 from lynx_video.runtime.device import peak_memory
+from lynx_video.runtime.host import peak_host_memory
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """How far predictions of a side that computes the same may be from those of `exact`, relative to their norm."""
@@ -82,13 +83,17 @@ def time_clip(one: Held, row: Row, clock: Clock, steps: int | None) -> None:
 
 @contextmanager
 def _watched(one: Held, row: Row, phase: str) -> Iterator[None]:
-    """Within it the device memory that the side takes is watched: its own weights, and what comes on top of what was there."""
+    """Within it the device memory that the side takes is watched: its own weights, and what comes on top of what was there.
+
+    Beside a device the host memory of this process is, too; where the host is the device, all sides are in it together.
+    """
     device = one.way.device
     if device.type != "cuda":
         yield
         return
     own, before = one.resting(), torch.cuda.memory_allocated(device)
-    with peak_memory(device) as peak:
+    with peak_memory(device) as peak, peak_host_memory(every=0.05) as host:
         yield
     assert peak.allocated is not None
     row.peaks[phase] = max(row.peaks.get(phase, 0), own + peak.allocated - before)
+    row.host = max(row.host or 0, host.total) or None

@@ -44,11 +44,15 @@ def tuned(
 
 
 def shares(blueprint: Blueprint, chosen: Plan) -> Degrees:
-    """How the processes that torchrun started share the generation. Raises BadRequest for a number of them that fits nothing."""
+    """How the processes that torchrun started share the generation.
+
+    Raises BadRequest for a number of them that fits nothing, and for an attention kernel that cannot share heads.
+    """
+    from lynx_video.runtime.attention import can_share_tokens
     from lynx_video.runtime.parallel import choose_degrees, started
 
     runtime = blueprint.runtime
-    return choose_degrees(
+    degrees = choose_degrees(
         started()[1],
         len(chosen.tables[0]),
         blueprint.shape.heads,
@@ -57,6 +61,12 @@ def shares(blueprint: Blueprint, chosen: Plan) -> Degrees:
         ulysses_degree=runtime.ulysses_degree,
         ring_degree=runtime.ring_degree,
     )
+    if degrees.ulysses > 1 and not can_share_tokens(runtime.attention_backend):
+        raise BadRequest(
+            f"--attention-backend {runtime.attention_backend} can't share heads among {degrees.ulysses} processes: say native, or "
+            f"--ulysses-degree 1 --ring-degree {degrees.tokens}."
+        )
+    return degrees
 
 
 @contextmanager

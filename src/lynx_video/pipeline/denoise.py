@@ -5,13 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lynx_video.errors import Cancelled
 from lynx_video.pipeline.guidance import Table
 from lynx_video.pipeline.predict import Conditions, Expert, combine, predict
+
+if TYPE_CHECKING:
+    from lynx_video.runtime.parallel import Ranks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +62,20 @@ def denoise(
         before = state
         predictions = predict(expert, conditions, table, latents, t, progress, compute=compute)
         latents = scheduler.step(combine(table, predictions), t, latents, return_dict=False)[0]
-        if on_step:
-            on_step(Step(number=number + 1, total=total, latents=latents, seconds=time.monotonic() - began))
+        step = Step(number=number + 1, total=total, latents=latents, seconds=time.monotonic() - began)
+        _tell(on_step, step, conditions.ranks)
     return latents
+
+
+def _tell(on_step: Callable[[Step], None] | None, step: Step, ranks: Ranks | None) -> None:
+    """Call back; if that stops one of the processes that share the work, it stops all of them."""
+    stopped: BaseException | None = None
+    try:
+        if on_step:
+            on_step(step)
+    except BaseException as error:
+        if ranks is None:
+            raise
+        stopped = error
+    if ranks is not None and ranks.agree(stopped is not None):
+        raise stopped or Cancelled("another process was asked to stop.")
