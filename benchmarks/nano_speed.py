@@ -71,15 +71,12 @@ def arms() -> dict[str, Arm]:
         **presets(),
         **{f"quantize {kind}": Arm(runtime={"quantize": kind}) for kind in ("int8", "fp8-storage", "nf4")},
         "bf16": Arm(runtime={"dtype": torch.bfloat16}),
-        **{f"guidance up to {share:.0%}": Arm(generation={"guidance_stop": share}) for share in (0.8, 0.6, 0.4)},
+        **{f"guidance up to {share:.0%}": Arm(generation={"guidance_stop": share}) for share in (0.6, 0.4)},
         **{f"step cache {limit:g}": Arm(generation={"step_cache": limit}) for limit in (0.1, 0.2, 0.3, 0.5)},
-        **{f"{steps} steps": Arm(generation={"num_inference_steps": steps}) for steps in (12, 8, 4)},
-        "LoRA, 8 steps": Arm(generation={"num_inference_steps": 8}, runtime=few_step),
-        "LoRA, 4 steps": Arm(generation={"num_inference_steps": 4}, runtime=few_step),
-        "LoRA, 4 steps, g 1.5, g_i 2": Arm(
-            generation={"num_inference_steps": 4, "guidance_scale": 1.5, "guidance_scale_i": 2.0}, runtime=few_step
-        ),
-        "LoRA, 4 steps, no guidance": Arm(generation={"num_inference_steps": 4, "guidance_scale": 1.0}, runtime=few_step),
+        **{f"{steps} steps": Arm(generation={"num_inference_steps": steps}) for steps in (8, 4)},
+        "4 steps, no guidance": Arm(generation={"num_inference_steps": 4, "guidance_scale": 1.0}),
+        "LoRA, 8 steps, g 3": Arm(generation={"num_inference_steps": 8}, runtime=few_step),
+        "LoRA, 8 steps, g 1.5": Arm(generation={"num_inference_steps": 8, "guidance_scale": 1.5}, runtime=few_step),
     }
 
 

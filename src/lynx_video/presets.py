@@ -111,8 +111,11 @@ def fast() -> SpeedPreset:
 
 
 def few_steps() -> SpeedPreset:
-    """8 steps with a few-step LoRA, guided: lynx-video generate --preset draft ... A look at a prompt, not the last word on it."""
-    return SpeedPreset(generation={"num_inference_steps": 8}, few_step=True)
+    """4 steps of one pass with a few-step LoRA: lynx-video generate --preset draft ... A look at a prompt, not the last word on it.
+
+    Such LoRAs have guidance in them; on nano guidance at full strength on top of one costs likeness (docs/speed.md).
+    """
+    return SpeedPreset(generation={"num_inference_steps": 4, "guidance_scale": 1.0}, few_step=True)
 
 
 SPEED: dict[str, Callable[[], SpeedPreset]] = {"exact": exact, "balanced": balanced, "fast": fast, "draft": few_steps}

@@ -58,6 +58,7 @@ def test_a_moved_model_keeps_what_stays_in_float32(made):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch, by torch
 @pytest.mark.parametrize("arm", ["full", "lite"])
 def test_everything_is_right_here(arm, tmp_path):
     found = list(module._of_arm(arm, CPU, tmp_path))

@@ -117,4 +117,5 @@ def teacher_and_student():
 def test_four_steps_with_it_come_near_to_twenty(teacher_and_student):
     wanted, off, on = teacher_and_student
     error_off, error_on = ((one - wanted).square().mean((1, 2, 3, 4)) for one in (off, on))
-    assert (error_on < 0.6 * error_off).all(), (error_off, error_on)
+    assert (error_on < error_off).all(), (error_off, error_on)
+    assert error_on.mean() < 0.45 * error_off.mean()  # 0.26 of it
