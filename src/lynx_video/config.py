@@ -85,7 +85,7 @@ class GenerateConfig:
     guidance_stop: float = 1.0
     "share of the steps after which guidance ends: only the pass with prompt and identity is run from there on"
     step_cache: float | Literal["off"] = "off"
-    "reuse what the blocks added in an earlier step while the estimated error stays below this (0.02 to 0.2); off computes every step"
+    "reuse what the blocks added in an earlier step while it has drifted by less than this share (0.05 to 0.3); off computes every step"
     idle_models: Literal["keep", "offload", "free"] = "keep"
     "text encoder and VAE while not in use: keep on the device, offload to host memory, or free the text encoder for good"
 
@@ -149,6 +149,12 @@ class RuntimeConfig:
         _choice("lora_passes", self.lora_passes, ("all", "prompt"))
         for name in ("pass_degree", "ulysses_degree", "ring_degree"):
             _whole(name, getattr(self, name), 1, 4096)
+        loras: object = self.lora_path
+        if not isinstance(loras, tuple):
+            raise BadRequest(f"lora_path is a tuple of PATH or PATH:SCALE, got {loras!r}.")
+        file: object = self.gguf
+        if not (file is None or isinstance(file, Path)):
+            raise BadRequest(f"gguf is a pathlib.Path, got {file!r}.")
 
     def shaping(self) -> dict[str, Any]:
         """What of it shows in the clips, as plain JSON values; the rest changes no more than the last bits."""

@@ -160,10 +160,11 @@ def test_steps_from_the_cache_are_not_counted(real, tell):
 
 
 def test_the_calibration_of_a_model_says_which_steps_are_computed(golden_blueprint, tell, tmp_path):
-    from lynx_video.runtime.cache import Calibration, save_calibration
+    from lynx_video.pipeline.calibration import made_for, save_calibration
+    from lynx_video.runtime.cache import Calibration
 
     file = tmp_path / "step_cache.json"
-    save_calibration(file, Calibration(sigmas=(1.0, 0.5, 0.001), drift=(0.2, 0.2)))
+    save_calibration(file, Calibration(sigmas=(1.0, 0.5, 0.001), drift=(0.2, 0.2)), made_for(golden_blueprint()))
     found = tell(replace(golden_blueprint(), calibration=file), **TINY, num_inference_steps=20, step_cache=0.1)
     assert 2 < found.facts["steps_computed"] < 12
     assert tell(replace(golden_blueprint(), calibration=file), **TINY, num_inference_steps=20).facts["steps_computed"] == 20

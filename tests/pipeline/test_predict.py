@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from lynx_video.config import RuntimeConfig
-from lynx_video.errors import BadRequest, LynxWarning
-from lynx_video.pipeline.calibration import known_calibration
+from lynx_video.errors import BadRequest, BadWeights, Cancelled
+from lynx_video.pipeline.calibration import calibrate, check_step_cache, known_calibration, made_for, save_calibration
 from lynx_video.pipeline.generate import generate, plan
 from lynx_video.pipeline.guidance import UNGUIDED, passes, tables
+from lynx_video.pipeline.load import survey
 from lynx_video.pipeline.predict import Conditions, batched
 
 
@@ -74,42 +75,105 @@ def test_no_guidance_after_its_window(own, sitter, tiny):
         tiny(guidance_stop=1.5)
 
 
-def test_the_first_clip_measures_and_the_next_ones_skip(own, sitter, tiny, tmp_path):
-    own.calibration = tmp_path / "step_cache.json"
+def calibrated(own, sitter, config, folder):
+    """Have `own` know how it drifts."""
+    own.calibration = folder / "step_cache.json"
+    found = calibrate(own, sitter(), "A person waves.", config)
+    save_calibration(own.calibration, found, made_for(own))
+    return found
+
+
+def blocks_run(own):
+    """One entry for each time a block of a pass is computed from now on."""
+    ran = []
+    own.transformer.blocks[1].ffn.register_forward_hook(lambda *_: ran.append(1))
+    return ran
+
+
+REFERENCE_FORWARDS = 2
+
+
+def test_calibrated_steps_are_skipped(own, sitter, tiny, tmp_path):
     config = tiny(num_inference_steps=6)
     exact = generate(own, sitter(), "A person waves.", config)
-    with pytest.warns(LynxWarning, match="measures it"):
-        first = generate(own, sitter(), "A person waves.", replace(config, step_cache=0.5))
-    assert torch.equal(first.latents, exact.latents)
-    known = known_calibration(own.calibration)
+    known = calibrated(own, sitter, tiny(num_inference_steps=6, guidance_stop=0.5, step_cache=0.1), tmp_path)
     assert len(known.sigmas) == 6
     assert min(known.drift) > 0
-    blocks = []
-    own.transformer.blocks[1].ffn.register_forward_hook(lambda *_: blocks.append(1))
-    cached = generate(own, sitter(), "A person waves.", replace(config, step_cache=sum(known.drift) / 2))
-    reference_forwards = 2
-    computed = (len(blocks) - reference_forwards) // 3
+    cached = replace(config, step_cache=sum(known.drift) / 2)
+    ran = blocks_run(own)
+    clip = generate(own, sitter(), "A person waves.", cached)
+    computed = (len(ran) - REFERENCE_FORWARDS) // 3
     assert 2 <= computed < 6
-    assert not torch.equal(cached.latents, exact.latents)
-    assert cached.settings["step_cache"] == sum(known.drift) / 2
-    blocks.clear()
-    again = generate(own, sitter(), "A person waves.", replace(config, step_cache=sum(known.drift) / 2))
-    assert torch.equal(again.latents, cached.latents), "nothing of the clip before is left"
+    assert (clip.settings["steps_computed"], clip.settings["step_cache"]) == (computed, cached.step_cache)
+    assert not torch.equal(clip.latents, exact.latents)
+    again = generate(own, sitter(), "A person waves.", cached)
+    assert torch.equal(again.latents, clip.latents), "nothing of the clip before is left"
     assert own.cache.added == {}
-    blocks.clear()
-    assert torch.equal(generate(own, sitter(), "A person waves.", config).latents, exact.latents)
-    assert len(blocks) == 6 * 3 + reference_forwards
+    ran.clear()
+    plain = generate(own, sitter(), "A person waves.", config)
+    assert torch.equal(plain.latents, exact.latents)
+    assert plain.settings["steps_computed"] == 6
+    assert len(ran) == 6 * 3 + REFERENCE_FORWARDS
+
+
+def test_a_clip_that_was_stopped_leaves_nothing(own, sitter, tiny, tmp_path):
+    config = tiny(num_inference_steps=6)
+    known = calibrated(own, sitter, config, tmp_path)
+    cached = replace(config, step_cache=sum(known.drift) / 2)
+    whole = generate(own, sitter(), "A person waves.", cached)
+
+    def stop(step):
+        if step.number == 3:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        generate(own, sitter(), "A person waves.", cached, on_step=stop)
+    assert own.cache.added == {}
+    assert torch.equal(generate(own, sitter(), "A person waves.", cached).latents, whole.latents)
+
+
+def test_measuring_does_not_depend_on_how_passes_are_run(own, sitter, tiny):
+    config = tiny(num_inference_steps=4)
+    one = calibrate(own, sitter(), "A person waves.", config)
+    own.runtime = RuntimeConfig(passes="batched")
+    assert calibrate(own, sitter(), "A person waves.", replace(config, guidance_stop=0.5)) == one
+    assert own.runtime.passes == "batched"
+    assert not own.cache.measure
+
+
+def test_a_calibration_belongs_to_a_base_and_its_loras(own, sitter, tiny, tmp_path):
+    config = tiny(num_inference_steps=4)
+    with pytest.raises(BadRequest, match="lynx-video calibrate"):
+        generate(own, sitter(), "A person waves.", replace(config, step_cache=0.1))
+    calibrated(own, sitter, config, tmp_path)
+    assert known_calibration(own) is not None
+    for name in ("base_hash", "lora_hash", "arm"):
+        assert known_calibration(replace(own, **{name: "another"})) is None
+    with pytest.raises(BadRequest, match="has not been measured"):
+        check_step_cache(replace(own, base_hash="another"), 0.1)
+    own.calibration.write_text("{}")
+    with pytest.raises(BadWeights, match="calibrate again"):
+        check_step_cache(own, 0.1)
+    with pytest.raises(BadRequest, match="from 2 steps on"):
+        calibrate(own, sitter(), "A person waves.", tiny(num_inference_steps=1))
+
+
+def test_nano_ships_what_is_known_of_it():
+    for name in ("nano", "nano-lite"):
+        assert known_calibration(survey(name)) is not None
 
 
 def test_a_step_in_which_an_adapter_goes_on_or_off_is_computed(own, sitter, tiny, tmp_path):
-    own.calibration = tmp_path / "step_cache.json"
-    config = tiny(num_inference_steps=8, step_cache=10.0, ref_start=0.5)
-    with pytest.warns(LynxWarning, match="measures it"):
-        generate(own, sitter(), "A person waves.", config)
-    blocks = []
-    own.transformer.blocks[1].ffn.register_forward_hook(lambda *_: blocks.append(1))
-    generate(own, sitter(), "A person waves.", config)
-    assert len(blocks) - 2 == 3 * 3  # the first step, the one at half, the last
+    config = tiny(num_inference_steps=8, ref_start=0.5)
+    calibrated(own, sitter, config, tmp_path)
+    ran = blocks_run(own)
+    generate(own, sitter(), "A person waves.", replace(config, step_cache=10.0))
+    assert len(ran) - REFERENCE_FORWARDS == 3 * 3  # the first step, the one at half, the last
+
+
+def test_lora_passes_mean_nothing_without_a_lora(own, sitter, tiny):
+    own.runtime = RuntimeConfig(passes="batched", lora_passes="prompt")
+    generate(own, sitter(), "A person waves.", tiny())
 
 
 def test_the_plan_says_the_passes_of_every_step(full, tiny):

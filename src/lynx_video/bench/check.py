@@ -142,10 +142,11 @@ class _Bench:
 
     def decoded(self) -> float:
         """Largest distance, in grey levels, of frames decoded in chunks from those of the VAE's own decode."""
-        from lynx_video.pipeline import condition, decoding
+        from lynx_video.bench.plain import decode_whole
+        from lynx_video.pipeline import decoding
 
         noise = self.ours().noise
-        return _levels(decoding.decode(self.components.vae, noise), condition.decode(self.components.vae, noise))
+        return _levels(decoding.decode(self.components.vae, noise), decode_whole(self.components.vae, noise))
 
     def recompiled(self) -> float:
         """Graphs that a second clip of the same size asks for."""

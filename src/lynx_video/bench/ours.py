@@ -33,7 +33,7 @@ class Ours(Way):
 
     def __init__(self, components: Components, scene: Scene, config: GenerateConfig) -> None:
         super().__init__(components, scene, config)
-        if config.step_cache != "off" and known_calibration(components.calibration) is None:
+        if config.step_cache != "off" and known_calibration(components) is None:
             raise BadRequest("the step cache was not measured for this model: name a calibration with --calibration.")
         self._memory: Mapping[str, Memory] = {}
         self._text: Mapping[str, TextMemory] = {}

@@ -137,7 +137,7 @@ class Plain(Way):
         return Steps.between(marks, self.kinds[:count], latents)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return condition.decode(self.components.vae, latents)
+        return decode_whole(self.components.vae, latents)
 
     def forget(self) -> None:
         self._tokens, self._features, self._embeddings = {}, {}, {}
@@ -185,3 +185,14 @@ class Plain(Way):
         held = self.components
         embeddings = condition.encode_prompt(held.tokenizer, held.text_encoder, prompt, held.defaults.max_sequence_length)
         return embeddings.to(self.device, held.dtype)
+
+
+@torch.no_grad()
+def decode_whole(vae: Any, latents: Tensor) -> Tensor:
+    """By the VAE's own decode: final latents [1, C, T, h, w] -> video [F, H, W, 3] uint8 on the CPU."""
+    parameter = next(vae.parameters())
+    mean, std = condition.latent_statistics(vae, latents.device)
+    raw = (latents * std + mean).to(parameter.device, parameter.dtype)
+    video = vae.decode(raw, return_dict=False)[0][0]
+    frames: Tensor = ((video.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 3, 0).cpu()
+    return frames

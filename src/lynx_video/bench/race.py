@@ -31,7 +31,8 @@ from lynx_video.runtime.device import device_of, measure
 from lynx_video.runtime.flops import forward
 
 if TYPE_CHECKING:
-    from lynx_video.pipeline.components import Blueprint, Components
+    from lynx_video.pipeline.calibration import read_calibration
+from lynx_video.pipeline.components import Blueprint, Components
 
 Note = Callable[[str], None]
 
@@ -77,8 +78,13 @@ def open_stage(request: Request, folder: Path, note: Note = lambda _: None) -> S
     """The model of a request, ready for its sides. folder: for the configurations of a made one."""
     components, blueprint = open_source(request.source, folder)
     if request.calibration is not None:
-        components = replace(components, calibration=request.calibration)
-        blueprint = replace(blueprint, calibration=request.calibration)
+        about, _ = read_calibration(request.calibration)  # whatever it was measured on: the weights are random
+        known: dict[str, Any] = {
+            "calibration": request.calibration,
+            "base_hash": about["base_hash"],
+            "lora_hash": about["loras"],
+        }
+        components, blueprint = replace(components, **known), replace(blueprint, **known)
     components, described = without_scoring(components), describe(blueprint)
     exact = next((side for side in request.sides if side.name == EXACT), request.sides[0])
     tokens = plan_of(blueprint, exact.config).tokens(blueprint.patch_size)

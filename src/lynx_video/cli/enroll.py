@@ -12,6 +12,7 @@ from lynx_video.cli.console import Console, hush_libraries
 from lynx_video.cli.flags import FaceFlags, ModelFlags
 from lynx_video.cli.models import sit, survey_model
 from lynx_video.cli.options import options
+from lynx_video.config import RuntimeConfig
 from lynx_video.errors import BadRequest
 
 SAME_PERSON = 0.3  # cosine of ArcFace vectors below which two photos are more likely of two people
@@ -43,8 +44,14 @@ class EnrollFlags:
 
 @click.command()
 @click.argument("portraits", nargs=-1, required=True, type=click.Path(path_type=Path))
-@options(EnrollFlags, ModelFlags)
-def enroll(portraits: tuple[Path, ...], flags: EnrollFlags, model: ModelFlags) -> None:
+@options(
+    EnrollFlags,
+    ModelFlags,
+    RuntimeConfig,
+    # an identity is of the base without LoRAs, and no clip is made
+    without=("compile", "passes", "vae_tiling", "lora_path", "lora_passes", "pass_degree", "ulysses_degree", "ring_degree"),
+)
+def enroll(portraits: tuple[Path, ...], flags: EnrollFlags, model: ModelFlags, runtime: RuntimeConfig) -> None:
     """Write an identity file from PORTRAITS of one person, for `generate --identity`.
 
     It holds the face's vector (the mean of several photos), the crops of the first photo, and the keys and values for the named
@@ -72,7 +79,9 @@ def enroll(portraits: tuple[Path, ...], flags: EnrollFlags, model: ModelFlags) -
     from lynx_video.pipeline.load import assemble
 
     face = FaceFlags(face_index=flags.face_index, face_detector=flags.face_detector, arcface=flags.arcface)
-    blueprint = survey_model(model, face)
+    blueprint = survey_model(model, face, runtime=runtime)
+    for caution in blueprint.cautions:
+        console.warn(caution)
     size = blueprint.defaults.reference_size
     sitters = [
         sit(blueprint.faces, portrait, model, face, record=record, reference_size=size, consent=flags.consent)

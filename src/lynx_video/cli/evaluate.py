@@ -102,7 +102,8 @@ def evaluate() -> None:
     ScoreConfig,
     JudgeConfig,
     WorkFlags,
-    without=("seed", "face_index", "face_record"),  # each clip has a seed of its own, and of a photo the largest face counts
+    # each clip has a seed of its own, of a photo the largest face counts, and workers neither plan nor share a clip
+    without=("seed", "face_index", "face_record", "vram_budget", "pass_degree", "ulysses_degree", "ring_degree"),
 )
 def run(
     out: Path,
@@ -153,6 +154,11 @@ def run(
         face,
         face_detector=face.face_detector and face.face_detector.absolute(),
         arcface=face.arcface and face.arcface.absolute(),
+    )
+    runtime = replace(
+        runtime,
+        gguf=runtime.gguf and runtime.gguf.absolute(),
+        lora_path=tuple(str(Path(one).absolute()) for one in runtime.lora_path),
     )
     survey = partial(survey_model, model, face, config, runtime=runtime)
     blueprint = survey()

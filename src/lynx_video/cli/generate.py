@@ -125,6 +125,7 @@ def produce(
 
     hush_libraries()
     from lynx_video.pipeline.best import generate_best
+    from lynx_video.pipeline.calibration import check_step_cache
     from lynx_video.pipeline.enrol import load_enrolment, usable_memories
     from lynx_video.pipeline.generate import generate as make
     from lynx_video.pipeline.generate import plan
@@ -136,6 +137,7 @@ def produce(
     if select.recogniser is not None:
         blueprint = replace(blueprint, faces=scored_by(blueprint.faces, select.recogniser))
     chosen = plan(blueprint, config)
+    check_step_cache(blueprint, config.step_cache)
     degrees = shares(blueprint, chosen)
     several = f"-best{select.best_of}" if select.best_of > 1 else ""
     stem = f"{output.name}-fr{chosen.num_frames}-s{config.seed}{several}.{output.ext}"

@@ -15,6 +15,7 @@ import click
 
 from lynx_video import __version__
 from lynx_video.cli.bench import bench
+from lynx_video.cli.calibrate import calibrate
 from lynx_video.cli.console import one_line
 from lynx_video.cli.dataset import dataset
 from lynx_video.cli.demo import demo
@@ -43,7 +44,21 @@ def commands() -> None:
     """Video of a real person from one photo."""
 
 
-for _command in (generate, plan, demo, faces, enroll, download, doctor, dataset, train, train_report, evaluate, bench):
+for _command in (
+    generate,
+    plan,
+    demo,
+    faces,
+    enroll,
+    download,
+    doctor,
+    dataset,
+    train,
+    train_report,
+    evaluate,
+    bench,
+    calibrate,
+):
     commands.add_command(_command)
 dataset.add_command(draw)
 

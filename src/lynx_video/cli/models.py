@@ -82,6 +82,10 @@ def idle_options(blueprint: Blueprint, enrolment: Enrolment | None, config: Gene
             found.append(f"--{flag}-* options do nothing: this adapter has no {part} part.")
     if config.guidance_scale_i not in (None, "none") and chosen.guidance_scale <= 1:
         found.append(f"--guidance-scale-i does nothing: there is no guidance at --guidance-scale {chosen.guidance_scale:g}.")
+    if config.guidance_stop < 1 and chosen.guidance_scale <= 1:
+        found.append(f"--guidance-stop does nothing: there is no guidance at --guidance-scale {chosen.guidance_scale:g}.")
+    if blueprint.runtime.lora_passes == "prompt" and not blueprint.loras:
+        found.append("--lora-passes does nothing: there is no LoRA.")
     return found
 
 

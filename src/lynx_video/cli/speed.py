@@ -36,6 +36,8 @@ def tuned(
     """
     preset = SPEED[flags.preset]()
     settings = {**preset.runtime}
+    if runtime.gguf is not None:
+        settings.pop("quantize", None)  # it brings quantized weights already
     if preset.few_step and not named("lora_path"):
         settings["lora_path"] = (_few_step(model, flags.preset),)
     if settings.get("quantize") == "fp8" and not named("quantize"):

@@ -145,10 +145,12 @@ def make_clips(
     unless it will fail for ever (no face in the photo, a refusal). Raises BadOutput for a folder that was made with another model or
     settings, in which another run works, or whose clips belong to another prompt or photo; BadRequest as `plan`.
     """
+    from lynx_video.pipeline.calibration import check_step_cache
     from lynx_video.pipeline.generate import plan
 
     blueprint = survey()
     plan(blueprint, config)
+    check_step_cache(blueprint, config.step_cache)
     folder = folder.absolute()
     check_folder(folder)
     made_with = settings(blueprint, config, name, safety)
@@ -212,6 +214,7 @@ def settings(blueprint: Blueprint, config: GenerateConfig, name: str, safety: st
         "safety_checker": safety,
         **said,
         **blueprint.runtime.shaping(),
+        "lora_hash": blueprint.lora_hash,
     }
 
 

@@ -59,7 +59,8 @@ def generate_best(
     if count < 1:
         raise BadRequest(f"the best of how many? At least 1 clip is needed, got {count}.")
     # What is freed after the first clip is missing for the second.
-    config = replace(config, idle_models="offload" if config.idle_models == "free" and count > 1 else config.idle_models)
+    frees = "free" in (config.idle_models, components.idle_models)
+    config = replace(config, idle_models="offload" if frees and count > 1 else config.idle_models)
     best: tuple[Clip, Candidate] | None = None
     candidates = []
     for seed in range(config.seed, config.seed + count):

@@ -47,6 +47,8 @@ class Blueprint:
     "of a base with two experts: the timestep below which the second transformer serves; 0 for a base of one"
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     loras: tuple[LoraFile, ...] = ()
+    lora_hash: str = ""
+    "what the LoRAs are known by, with their scales; empty without"
     layout: Layout | None = None
     "what a memory budget decided; None: there is none"
     planned: str = ""
@@ -91,6 +93,7 @@ class Components:
     layout: Layout | None = None
     "what a memory budget decided"
     loras: Loras | None = None
+    lora_hash: str = ""
     cache: StepCache | None = None
     calibration: Path | None = None
     "file of what is known of the step cache, there or not"

@@ -99,14 +99,3 @@ def reference_latents(vae: Any, crop: Picture | None, size: int, seed: int | Non
     mean, std = latent_statistics(vae, latents.device)
     normalised: Tensor = (latents.float() - mean) / std
     return normalised
-
-
-@torch.no_grad()
-def decode(vae: Any, latents: Tensor) -> Tensor:
-    """Final latents [1, C, T, h, w] -> video [F, H, W, 3] uint8 on the CPU."""
-    parameter = next(vae.parameters())
-    mean, std = latent_statistics(vae, latents.device)
-    raw = (latents * std + mean).to(parameter.device, parameter.dtype)
-    video = vae.decode(raw, return_dict=False)[0][0]
-    frames: Tensor = ((video.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 3, 0).cpu()
-    return frames

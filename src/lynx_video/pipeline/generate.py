@@ -16,7 +16,7 @@ from lynx_video.config import GenerateConfig
 from lynx_video.errors import BadRequest
 from lynx_video.face.likeness import Likeness, likeness
 from lynx_video.pipeline import condition
-from lynx_video.pipeline.calibration import keep_measurement, steps_to_compute
+from lynx_video.pipeline.calibration import check_step_cache, steps_to_compute
 from lynx_video.pipeline.decoding import decode
 from lynx_video.pipeline.denoise import Step, denoise, initial_noise
 from lynx_video.pipeline.enrol import Enrolment
@@ -123,6 +123,7 @@ def generate(
     if config.idle_models == "keep":
         config = replace(config, idle_models=components.idle_models)  # type: ignore[arg-type]
     chosen = plan(components, config)
+    check_step_cache(components, config.step_cache)
     if not condition.clean_prompt(prompt):
         raise BadRequest("the prompt is empty; say what the person should do.")
     enrolment = who if isinstance(who, Enrolment) else None
@@ -148,14 +149,16 @@ def generate(
         identity=chosen.identity,
         reference=chosen.reference,
         mode=components.runtime.passes,
-        lora_passes=components.runtime.lora_passes,
+        lora_passes=components.runtime.lora_passes if components.loras is not None else "all",
         ranks=components.ranks,
     )
+    told = {"steps_computed": len(timesteps) if computed is None else sum(computed)}
+    cache = components.cache if computed is not None or (components.cache is not None and components.cache.measure) else None
     experts = [
-        Expert(adapter=adapter, texts=text, memories=memory, least=least, cache=components.cache, loras=components.loras)
+        Expert(adapter=adapter, texts=text, memories=memory, least=least, cache=cache, loras=components.loras)
         for (adapter, least), text, memory in zip(components.adapters, texts, memories, strict=True)
     ]
-    with _ready_to_denoise(components, config):
+    with ready_to_denoise(components, config):
         latents = denoise(
             experts,
             scheduler,
@@ -166,7 +169,6 @@ def generate(
             computed=computed,
             on_step=on_step,
         )
-    keep_measurement(components, levels(timesteps))
     del experts, conditions, texts, memories
     with on_device(components, "vae", config.idle_models):
         frames = decode(components.vae, latents, tiling=bool(components.runtime.vae_tiling)).numpy()
@@ -179,20 +181,22 @@ def generate(
         latents=latents.float().cpu(),
         seed=config.seed,
         seconds=seconds,
-        settings=_subject(who, facts) | _settings(components, identity, prompt, config, chosen) | sampling,
+        settings=_subject(who, facts) | _settings(components, identity, prompt, config, chosen) | sampling | told,
         similarity=score.similarity if score else None,
         coverage=score.coverage if score else None,
     )
 
 
 @contextmanager
-def _ready_to_denoise(components: Components, config: GenerateConfig) -> Iterator[None]:
+def ready_to_denoise(components: Components, config: GenerateConfig) -> Iterator[None]:
     """Within it every process has its slice of the tokens, and what is in memory already does not lie on the device too."""
     with ExitStack() as stack:
         for adapter, _ in components.adapters:
             if config.idle_models != "keep" or (components.layout is not None and components.layout.text_projections == "park"):
                 stack.enter_context(parked(adapter.transformer))
             stack.enter_context(sharing_tokens(adapter.transformer, components.ranks))
+        if components.cache is not None and not components.cache.measure:
+            stack.callback(components.cache.clear)
         yield
 
 
@@ -241,5 +245,6 @@ def _settings(components: Components, identity: Identity, prompt: str, config: G
         "portrait_hash": identity.portrait_hash,
         "torch_dtype": str(components.dtype).removeprefix("torch."),
         **components.runtime.shaping(),
+        "lora_hash": components.lora_hash,
         "versions": {"lynx-video": __version__, "torch": str(torch.__version__), "diffusers": str(diffusers.__version__)},
     }

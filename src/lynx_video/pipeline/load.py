@@ -108,6 +108,10 @@ def survey(
         nano_file("base/transformer/config.json")
     if base is None and not Path(base_name).is_dir():
         raise BadWeights(f"{base_name} is not there; `lynx-video download base` fetches it, --models names another folder.")
+    if runtime.gguf is not None and not Path(base_name).is_dir():
+        raise BadRequest(
+            f"--gguf needs the rest of its base in a folder, {base_name} is none: `lynx-video download base` fetches it."
+        )
     shape = base_shape(base_name)
     transformer, vae = base_config(base_name, "transformer"), base_config(base_name, "vae")
     files = inspect(paths, shape, parts) if with_adapter else None
@@ -123,12 +127,12 @@ def survey(
         channels=int(transformer.get("in_channels", 16)),
         experts=2 if boundary else 1,
     )
+    if files is not None:
+        cautions = (*_made_for_another(paths, base_name, base_hash), *cautions)
     if runtime.gguf is not None:  # another base, whatever its shape; one that is quantized here is still the same
         base_hash = f"{base_hash} with {fingerprint([runtime.gguf])}"
     if boundary:
         cautions = (CAUTION, *cautions)
-    if files is not None:
-        cautions = (*_made_for_another(paths, base_name, base_hash), *cautions)
     return Blueprint(
         base_name=base_name,
         base_hash=base_hash,
@@ -149,6 +153,7 @@ def survey(
         boundary=boundary,
         runtime=runtime,
         loras=loras,
+        lora_hash=" ".join(f"{fingerprint([one.path])}:{one.scale:g}" for one in loras),
     )
 
 
@@ -200,6 +205,7 @@ def assemble(blueprint: Blueprint, *, idle_models: str = "keep", ranks: Ranks | 
         idle_models=idle_models,
         runtime=blueprint.runtime,
         layout=blueprint.layout,
+        lora_hash=blueprint.lora_hash,
         low_noise=twin,
         boundary=blueprint.boundary,
         calibration=blueprint.calibration,

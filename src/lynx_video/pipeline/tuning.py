@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_video.config import GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadRequest
+from lynx_video.runtime.parallel import started
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,10 @@ def settle(blueprint: Blueprint, config: GenerateConfig) -> Blueprint:
     """The same model with what its memory budget decides for this request. Raises BadRequest for a budget that no plan meets."""
     if blueprint.runtime.vram_budget is None:
         return blueprint
+    if started()[1] > 1:
+        raise BadRequest(
+            "with torchrun each process would plan by itself: name --quantize, --offload and --vae-tiling, not --vram-budget."
+        )
     from lynx_video.pipeline.forecast import forecast
 
     found = forecast(blueprint, config, blueprint.runtime)

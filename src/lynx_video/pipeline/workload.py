@@ -126,7 +126,7 @@ def _computed(blueprint: Blueprint, config: GenerateConfig, steps: int) -> Seque
     from lynx_video.pipeline.calibration import known_calibration
     from lynx_video.runtime.cache import computed_steps
 
-    known = known_calibration(blueprint.calibration) if config.step_cache != "off" else None
+    known = known_calibration(blueprint) if config.step_cache != "off" else None
     if known is None or config.step_cache == "off":
         return (True,) * steps
     from diffusers import UniPCMultistepScheduler

@@ -10,19 +10,16 @@ passes, the same on every process, costs no synchronisation, and the time of a r
 from __future__ import annotations
 
 import bisect
-import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lynx_video.draft import draft
 from lynx_video.errors import BadWeights
 
-FORMAT = "lynx-video step cache 1"
 _HOOK = "lynx_video_step_cache"
 
 
@@ -40,7 +37,8 @@ class Calibration:
 
     def __post_init__(self) -> None:
         falling = all(a > b for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
-        if len(self.sigmas) < 2 or len(self.drift) != len(self.sigmas) - 1 or not falling or min(self.drift) < 0:
+        sound = all(math.isfinite(one) and one >= 0 for one in (*self.sigmas, *self.drift))
+        if len(self.sigmas) < 2 or len(self.drift) != len(self.sigmas) - 1 or not falling or not sound:
             raise BadWeights(
                 "a step cache's calibration needs falling noise levels and the drift between them; calibrate again."
             )
@@ -76,30 +74,6 @@ def mean_of(calibrations: Sequence[Calibration]) -> Calibration:
         raise BadWeights("calibrations are averaged over clips with the same steps and flow shift.")
     drift = tuple(sum(values) / len(values) for values in zip(*(one.drift for one in calibrations), strict=True))
     return Calibration(sigmas=calibrations[0].sigmas, drift=drift, clips=sum(one.clips for one in calibrations))
-
-
-def save_calibration(file: Path, calibration: Calibration) -> None:
-    """Write a calibration as JSON. Raises BadOutput where that cannot be."""
-    about = {"format": FORMAT, "clips": calibration.clips, "sigmas": calibration.sigmas, "drift": calibration.drift}
-    with draft(file) as partial:
-        partial.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
-
-def load_calibration(file: Path) -> Calibration:
-    """Read a calibration. Raises BadWeights for a file that is none."""
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        if about["format"] != FORMAT:
-            raise ValueError(f"its format is {about['format']!r}, expected {FORMAT!r}")
-        return Calibration(
-            sigmas=tuple(float(one) for one in about["sigmas"]),
-            drift=tuple(float(one) for one in about["drift"]),
-            clips=int(about["clips"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, BadWeights):
-            raise
-        raise BadWeights(f"{file} is no calibration of the step cache ({error}); remove it, or calibrate again.") from error
 
 
 @dataclass(kw_only=True, slots=True)
