@@ -60,9 +60,7 @@ WHOLE, DECODE, ROUNDING = 1.0, 0.55, 1 + 1e-6
 
 
 def _transformer(width: int, heads: int, blocks: int) -> Any:
-    from diffusers import WanTransformer3DModel
-
-    return WanTransformer3DModel(
+    return diffusers.WanTransformer3DModel(
         num_attention_heads=heads,
         attention_head_dim=width // heads,
         in_channels=16,
@@ -73,12 +71,6 @@ def _transformer(width: int, heads: int, blocks: int) -> Any:
         num_layers=blocks,
         cross_attn_norm=True,
     )
-
-
-def _vae(base_dim: int, depth: int) -> Any:
-    from diffusers import AutoencoderKLWan
-
-    return AutoencoderKLWan(base_dim=base_dim, num_res_blocks=depth)
 
 
 def _clips(full_frames: int, lite_frames: int, height: int, width: int, reference: int) -> dict[str, Defaults]:
@@ -93,7 +85,7 @@ MADE = {
     "mid": Size(
         name="mid",
         transformer=lambda: _transformer(384, 3, 8),
-        vae=lambda: _vae(16, 2),
+        vae=lambda: diffusers.AutoencoderKLWan(base_dim=16, num_res_blocks=2),
         **_clips(25, 33, 256, 320, 256),
         resampler=ResamplerConfig(depth=4, width=512, queries=16, output=384, inner=512),
         token_width=(384, 256),
@@ -103,7 +95,7 @@ MADE = {
     "toy": Size(
         name="toy",
         transformer=lambda: _transformer(96, 2, 4),
-        vae=lambda: _vae(4, 1),
+        vae=lambda: diffusers.AutoencoderKLWan(base_dim=4, num_res_blocks=1),
         **_clips(5, 9, 64, 96, 64),
         resampler=ResamplerConfig(depth=1, width=64, queries=8, output=96, inner=64),
         token_width=(96, 64),

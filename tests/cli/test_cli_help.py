@@ -36,7 +36,7 @@ def test_importing_loads_nothing_heavy():
 
 def test_every_command_has_help(lynx):
     listed = lynx("--help").out
-    for command in ("generate", "demo", "faces", "enroll", "download", "doctor"):
+    for command in ("generate", "plan", "calibrate", "demo", "faces", "enroll", "download", "doctor", "bench"):
         assert f"  {command} " in listed
         assert lynx(command, "--help").out.startswith(f"Usage: lynx-video {command}")
 

@@ -94,11 +94,12 @@ def test_a_budget_decides():
     with pytest.raises(BadRequest, match="at least") as refused:
         load(**model, runtime=RuntimeConfig(vram_budget=0.001))
     assert "\n" not in str(refused.value)
-    small = load(**model, runtime=RuntimeConfig(vram_budget=0.22))
+    small = load(**model, runtime=RuntimeConfig(vram_budget=0.2085))
     large = load(**model, runtime=RuntimeConfig(vram_budget=24))
     assert (large.runtime.offload, large.idle_models) == ("none", "keep")
-    assert small.idle_models != "keep" or small.runtime.offload == "block"
-    assert small.layout.peak < 0.22 * 2**30 < large.layout.peak
+    assert (small.runtime.offload, small.runtime.vae_tiling, small.idle_models) == ("block", True, "offload")
+    assert is_offloaded(small.transformer)
+    assert small.layout.peak < 0.2085 * 2**30 < large.layout.peak
 
 
 def test_layers_that_come_one_by_one(load_golden, sitter, tiny, full):
