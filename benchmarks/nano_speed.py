@@ -43,7 +43,7 @@ EXACT = "exact"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arm:
-    """How clips are made. marker: its mark in the plot."""
+    """How clips are made. preset: whether it is one of those that ship."""
 
     generation: dict[str, Any] = field(default_factory=dict)
     runtime: dict[str, Any] = field(default_factory=dict)
@@ -228,7 +228,7 @@ def write(request: argparse.Namespace, chosen: dict[str, Arm], seen: dict[str, S
     with draft(request.output / "nano.json") as partial:
         partial.write_text(json.dumps({"seconds_exact": baseline, "arms": numbers}, indent=1) + "\n", encoding="utf-8")
     plot(request.output / "pareto.png", numbers)
-    sheet(request.output / "sheet.png", seen)
+    sheet(request.output / "sheet.webp", seen)
 
 
 def cell(one: Estimate, difference: Estimate | None, measure: str) -> str:
@@ -248,7 +248,7 @@ def plot(file: Path, numbers: dict[str, Any]) -> None:
     """Likeness over speed: up and to the right is better; the line joins what nothing beats in both."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     panel = figure.subplots()
     front, best = [], -1.0
     for name, row in sorted(numbers.items(), key=lambda item: -item[1]["speed"]):
@@ -262,13 +262,18 @@ def plot(file: Path, numbers: dict[str, Any]) -> None:
         panel.annotate(
             name,
             (row["speed"], one["mean"]),
-            xytext=(6, 5),
+            xytext=(6, 7) if row["preset"] else (3, -4),
             textcoords="offset points",
-            fontsize=9 if row["preset"] else 7,
+            fontsize=10 if row["preset"] else 7,
+            rotation=0 if row["preset"] else -45,
+            rotation_mode="anchor",
+            va="bottom" if row["preset"] else "top",
             color=colour,
         )
     panel.plot(*zip(*front, strict=True), color="#999999", linewidth=1, linestyle="--", zorder=0)
     panel.set_xscale("log", base=2)
+    panel.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    panel.set_xlim(0.7, 12)
     panel.set_xlabel("times as fast as exact (log scale)")
     panel.set_ylabel("face similarity to the portrait (nano judge)")
     panel.set_title("Likeness beside speed, nano; orange: presets; bars: 95% intervals over people", fontsize=10)
@@ -292,7 +297,7 @@ def sheet(file: Path, seen: dict[str, Seen], people: int = 6) -> None:
             picture = Image.fromarray(frames[len(frames) // 2]).resize((size, size), Image.Resampling.LANCZOS)
             page.paste(picture, (left + column * size, row * size))
     with draft(file) as partial:
-        page.save(partial, format="PNG")
+        page.save(partial, format="WEBP", quality=85)
 
 
 if __name__ == "__main__":
