@@ -10,6 +10,7 @@ import torch
 
 from lynx_video.adapters.attention import Attention
 from lynx_video.errors import BadRequest, LynxError, MissingDependency
+from lynx_video.runtime import attention
 from lynx_video.runtime.attention import BACKENDS, SHORT, can_share_tokens, choose_backend, is_exact, set_backend_
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -91,12 +92,18 @@ FA3 = "flash_attn_interface"
         ((7, 5), (FA3,), torch.float16, 128, "native"),
     ],
 )
-def test_auto_takes_the_fastest_exact_one(capability, packages, dtype, width, expected, gpu):
+def test_auto_takes_the_fastest_exact_one(capability, packages, dtype, width, expected, gpu, monkeypatch):
+    monkeypatch.setattr(attention, "_load", lambda name: None)
     device = gpu(capability, *packages)
     chosen = choose_backend("auto", device, dtype, width)
     assert chosen == expected
     assert is_exact(chosen)
     assert can_share_tokens(chosen)
+
+
+def test_auto_passes_over_a_kernel_that_is_there_and_broken(gpu):
+    """FlashAttention 3 as a package that torch cannot activate: the next one, not an error."""
+    assert choose_backend("auto", gpu((9, 0), FA3), BF16, 128) == "cudnn"
 
 
 def test_auto_goes_on_without_what_torch_was_built_without(gpu):

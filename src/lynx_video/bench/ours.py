@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,11 +18,11 @@ from lynx_video.errors import BadRequest
 from lynx_video.pipeline.calibration import known_calibration, steps_to_compute
 from lynx_video.pipeline.decoding import decode
 from lynx_video.pipeline.denoise import denoise
+from lynx_video.pipeline.generate import parking
 from lynx_video.pipeline.guidance import Table
 from lynx_video.pipeline.memories import memories_of, on_device, texts_of
 from lynx_video.pipeline.predict import Conditions, Expert, predict
 from lynx_video.pipeline.schedule import levels, make_scheduler, set_timesteps
-from lynx_video.runtime.offload import parked
 
 if TYPE_CHECKING:
     from lynx_video.pipeline.components import Components
@@ -62,9 +62,7 @@ class Ours(Way):
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        layout = self.components.layout
-        away = self.config.idle_models != "keep" or (layout is not None and layout.text_projections == "park")
-        with parked(self.components.transformer) if away else nullcontext():
+        with parking(self.components, self.config.idle_models):
             yield
 
     def forward(self) -> Tensor:

@@ -91,7 +91,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _end("out of memory; try fewer frames or a smaller size.", 1)
     except Exception as error:  # noqa: BLE001 (the last resort: one sentence instead of a traceback)
         if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
-            return _end("out of GPU memory; try --idle-models free, fewer frames or a smaller size.", 1)
+            return _end(
+                "out of GPU memory; try a --vram-budget (a smaller one, if there was one), fewer frames or a smaller size.", 1
+            )
         return _end(
             f"internal error: {type(error).__name__}: {one_line(error)} (LYNX_VIDEO_DEBUG=1 shows the traceback)", 1, prefix=""
         )

@@ -5,7 +5,8 @@ weights, and a hash to know it by.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,23 +116,38 @@ def load_base(
     }
     loaded: dict[str, Any] = {}
     for part, loader in loaders.items():
-        try:
+        with _loading(base, part):
             loaded[part] = loader()
-        except ImportError as error:
-            raise MissingDependency(f"{part} of {base} can't be loaded: {_first_line(error)}.") from error
-        except (MemoryError, torch.OutOfMemoryError, LynxError):
-            raise
-        except Exception as error:
-            if "allocate memory" in str(error):  # host memory: torch has only a RuntimeError for it
-                raise MemoryError(_first_line(error)) from error
-            if not Path(base).is_dir():
-                raise LynxError(f"{part} of the base {base} can't be loaded from the hub ({_first_line(error)}).") from error
-            raise BadWeights(f"{Path(base) / part} can't be loaded ({_first_line(error)}); download the base again.") from error
         if part not in ("tokenizer", "scheduler"):
             loaded[part].requires_grad_(False)
             if part != "transformer" and idle_models == "keep":
                 loaded[part].to(device)
     return loaded
+
+
+@contextmanager
+def _loading(base: str, part: str) -> Iterator[None]:
+    """Within it what goes wrong is said of this part of the base: BadWeights of a folder, LynxError of a hub id."""
+    import torch
+
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependency(f"{part} of {base} can't be loaded: {_first_line(error)}.") from error
+    except (MemoryError, torch.OutOfMemoryError, LynxError):
+        raise
+    except Exception as error:
+        if "allocate memory" in str(error):  # host memory: torch has only a RuntimeError for it
+            raise MemoryError(_first_line(error)) from error
+        if not Path(base).is_dir():
+            raise LynxError(f"{part} of the base {base} can't be loaded from the hub ({_first_line(error)}).") from error
+        raise BadWeights(f"{Path(base) / part} can't be loaded ({_first_line(error)}); download the base again.") from error
+
+
+def load_second(base: str, dtype: torch.dtype, device: str) -> Any:
+    """The transformer for low noise of a base with two, frozen, on the device. Raises as `load_base`."""
+    with _loading(base, "transformer_2"):
+        return load_transformer(base, dtype, part="transformer_2", device=device)
 
 
 def load_transformer(
@@ -209,7 +225,7 @@ def _stays_float32(name: str) -> bool:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")[:300]
+    return " ".join(text.split()).rstrip(".")[:300]
 
 
 def base_fingerprint(base: str) -> str:

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lynx_video.errors import BadWeights, LynxError
 from lynx_video.flow import TIMESTEPS
-from lynx_video.pipeline.checkpoint import base_shape, load_transformer
-
-if TYPE_CHECKING:
-    import torch
+from lynx_video.pipeline.checkpoint import base_shape
 
 SECOND = "transformer_2"
 CAUTION = "this base has two experts (Wan 2.2); that is experimental: the adapters were trained on Wan 2.1."
@@ -52,11 +49,6 @@ def boundary_of(base: str) -> float:
             "one adapter can't fit both."
         )
     return _timestep(base, ratio)
-
-
-def load_second(base: str, dtype: torch.dtype, device: str) -> Any:
-    """The transformer for low noise, frozen, on the device. Raises as `load_base`."""
-    return load_transformer(base, dtype, part=SECOND, device=device)
 
 
 def _timestep(base: str, ratio: Any) -> float:

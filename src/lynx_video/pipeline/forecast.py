@@ -169,7 +169,9 @@ def _advice(
     """Sentences on what does not fit, and on what would be faster at a price."""
     found = []
     if config.step_cache != "off" and work.computed == work.plan.steps:
-        found.append("The step cache is not calibrated here yet: the first clip is computed in full and does that.")
+        found.append(
+            "The step cache is not calibrated here: `lynx-video calibrate` does that, and `generate` refuses until then."
+        )
     if device.apart and layout.offload == "block" and layout.slowdown >= 1.1 and HARM[layout.quantize] == 0:
         kind: Literal["fp8", "fp8-storage"] = "fp8" if device.fp8 and sizes.word == 2 else "fp8-storage"
         try:

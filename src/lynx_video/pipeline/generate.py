@@ -158,20 +158,21 @@ def generate(
         Expert(adapter=adapter, texts=text, memories=memory, least=least, cache=cache, loras=components.loras)
         for (adapter, least), text, memory in zip(components.adapters, texts, memories, strict=True)
     ]
-    with ready_to_denoise(components, config):
-        latents = denoise(
-            experts,
-            scheduler,
-            noise.to(components.device),
-            timesteps,
-            chosen.tables,
-            conditions,
-            computed=computed,
-            on_step=on_step,
-        )
-    del experts, conditions, texts, memories
-    with on_device(components, "vae", config.idle_models):
-        frames = decode(components.vae, latents, tiling=bool(components.runtime.vae_tiling)).numpy()
+    with parking(components, config.idle_models):
+        with ready_to_denoise(components):
+            latents = denoise(
+                experts,
+                scheduler,
+                noise.to(components.device),
+                timesteps,
+                chosen.tables,
+                conditions,
+                computed=computed,
+                on_step=on_step,
+            )
+        del experts, conditions, texts, memories
+        with on_device(components, "vae", config.idle_models):
+            frames = decode(components.vae, latents, tiling=bool(components.runtime.vae_tiling)).numpy()
     seconds = time.monotonic() - began
     score = score_likeness(components, identity, frames)
     return Clip(
@@ -188,12 +189,20 @@ def generate(
 
 
 @contextmanager
-def ready_to_denoise(components: Components, config: GenerateConfig) -> Iterator[None]:
-    """Within it every process has its slice of the tokens, and what is in memory already does not lie on the device too."""
+def parking(components: Components, idle_models: str) -> Iterator[None]:
+    """Within it, where idle models leave, the text projections do not lie on the device: the prompts are in memory already."""
     with ExitStack() as stack:
         for adapter, _ in components.adapters:
-            if config.idle_models != "keep" or (components.layout is not None and components.layout.text_projections == "park"):
+            if idle_models != "keep":
                 stack.enter_context(parked(adapter.transformer))
+        yield
+
+
+@contextmanager
+def ready_to_denoise(components: Components) -> Iterator[None]:
+    """Within it every process has its slice of the tokens; after it the step cache has forgotten the clip."""
+    with ExitStack() as stack:
+        for adapter, _ in components.adapters:
             stack.enter_context(sharing_tokens(adapter.transformer, components.ranks))
         if components.cache is not None and not components.cache.measure:
             stack.callback(components.cache.clear)

@@ -15,9 +15,17 @@ from typing import TYPE_CHECKING, Any
 from lynx_video.config import FULL, LITE, Defaults, GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadRequest, BadWeights, LynxWarning
 from lynx_video.pipeline.calibration import calibration_file
-from lynx_video.pipeline.checkpoint import base_config, base_fingerprint, base_shape, check_base_files, fingerprint, load_base
+from lynx_video.pipeline.checkpoint import (
+    base_config,
+    base_fingerprint,
+    base_shape,
+    check_base_files,
+    fingerprint,
+    load_base,
+    load_second,
+)
 from lynx_video.pipeline.components import Blueprint, Components
-from lynx_video.pipeline.experts import CAUTION, boundary_of, load_second
+from lynx_video.pipeline.experts import CAUTION, boundary_of
 from lynx_video.pipeline.models import MODELS, NANO, FaceModels, Model, nano_file, photograph_faces
 from lynx_video.pipeline.tuning import check_runtime, holds_whole, settle, tune_
 

@@ -76,7 +76,8 @@ def settle(blueprint: Blueprint, config: GenerateConfig) -> Blueprint:
     layout = found.layout
     runtime = replace(blueprint.runtime, quantize=layout.quantize, offload=layout.offload, vae_tiling=layout.vae_tiling)
     check_runtime(runtime, blueprint.shape, blueprint.device, blueprint.dtype)  # what was decided, too
-    return replace(blueprint, runtime=runtime, layout=layout, planned=found.summary)
+    planned = "\n".join([found.summary, *found.facts["advice"]])
+    return replace(blueprint, runtime=runtime, layout=layout, planned=planned)
 
 
 def holds_whole(runtime: RuntimeConfig) -> bool:
@@ -92,8 +93,9 @@ def tune_(components: Components, blueprint: Blueprint) -> None:
         if runtime.quantize is not None and runtime.quantize != "none":
             from lynx_video.runtime.quantize import quantize_
 
-            quantize_(transformer, runtime.quantize, components.device)
-            if runtime.offload != "block":
+            stays = runtime.offload != "block"
+            quantize_(transformer, runtime.quantize, components.device, stay=stays)
+            if stays:
                 transformer.to(components.device)
         if blueprint.loras:
             from lynx_video.runtime.lora import load_loras_

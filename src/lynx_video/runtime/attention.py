@@ -137,7 +137,7 @@ def set_backend_(transformer: Any, name: str, device: torch.device | str | None 
     `choose_backend`, BadRequest for a kernel that cannot share tokens on a transformer that does, and MissingDependency for a package
     that is there and cannot be loaded.
     """
-    from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
+    from diffusers.models.attention_dispatch import AttentionBackendName
 
     config = transformer.config
     where = torch.device(device if device is not None else transformer.device)
@@ -147,14 +147,7 @@ def set_backend_(transformer: Any, name: str, device: torch.device | str | None 
     processors = transformer.attn_processors.values()
     if not can_share_tokens(name) and any(one._parallel_config is not None for one in processors):
         raise BadRequest(f"--attention-backend {name} cannot share the tokens of a pass among processes; say native.")
-    try:
-        if name == "flash3":
-            torch.nn.attention.activate_flash_attention_impl("FA3")
-        with attention_backend(_backend(name).diffusers):  # loads what it needs, here and not in the first forward
-            pass
-    except (RuntimeError, ImportError, OSError, AttributeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise MissingDependency(f"the attention backend {name} cannot be loaded ({reason}); say native.") from error
+    _load(name)
     for one in processors:
         one._attention_backend = AttentionBackendName(_backend(name).diffusers)
 
@@ -191,9 +184,24 @@ def _is_best(name: str, device: torch.device) -> bool:
 def _runs(name: str, device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
     try:
         _check(name, device, dtype, head_width)
+        _load(name)
     except (BadRequest, MissingDependency):
         return False
     return True
+
+
+def _load(name: str) -> None:
+    """Load a kernel, here and not in the first forward. Raises MissingDependency for a package that is there and cannot be loaded."""
+    from diffusers.models.attention_dispatch import attention_backend
+
+    try:
+        if name == "flash3":
+            torch.nn.attention.activate_flash_attention_impl("FA3")
+        with attention_backend(_backend(name).diffusers):
+            pass
+    except (RuntimeError, ImportError, OSError, AttributeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise MissingDependency(f"the attention backend {name} cannot be loaded ({reason}); say native.") from error
 
 
 def _check(name: str, device: torch.device, dtype: torch.dtype, head_width: int) -> None:

@@ -151,7 +151,7 @@ def cache_(transformer: Any) -> StepCache:
         def new_forward(self, _: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if not cache.compute:
                 return hidden_states + cache.added[cache.name] if self.number == 0 else hidden_states
-            if self.number == 0:
+            if self.number == 0 and cache.name:
                 cache.entered = hidden_states
             out: Tensor = self.fn_ref.original_forward(hidden_states, *args, **kwargs)
             if self.number == last and cache.name and cache.entered is not None:

@@ -212,6 +212,7 @@ def choose_layout(
             offload=asked.offload or "none",
             vae_tiling=bool(asked.vae_tiling),
             idle_models=idle_models,
+            text_projections="keep" if idle_models == "keep" else "park",
         )
         return _measured(plain, sizes, device, pace)
     candidates = [_measured(one, sizes, device, pace) for one in _candidates(asked, idle_models, sizes)]
@@ -246,11 +247,17 @@ def _candidates(asked: RuntimeConfig, idle_models: Idle, sizes: Sizes) -> list[L
     tiling: tuple[bool, ...] = (False, True)
     idle: tuple[Idle, ...] = ("keep", "offload")
     by: tuple[By, ...] = ("whole", "block")
-    projections: tuple[Projections, ...] = ("keep", "park")
     if asked.compile and asked.quantize in ("int8", "fp8"):  # torchao's tensors, which no longer move once a compiler saw them
         offload = ("none",)
     plain = [
-        Layout(quantize=one, offload=place, pinned=pinned, vae_tiling=tiles, idle_models=rest)
+        Layout(
+            quantize=one,
+            offload=place,
+            pinned=pinned,
+            vae_tiling=tiles,
+            idle_models=rest,
+            text_projections="keep" if rest == "keep" else "park",
+        )
         for one in ((asked.quantize,) if asked.quantize is not None else quantize)
         for place in ((asked.offload,) if asked.offload is not None else offload)
         for pinned in ((True, False) if place == "block" else (True,))
@@ -258,13 +265,12 @@ def _candidates(asked: RuntimeConfig, idle_models: Idle, sizes: Sizes) -> list[L
         for rest in ((idle_models,) if idle_models != "keep" else idle)
     ]
     return plain + [
-        replace(one, text_encoder=encoder, adapter=adapter, text_projections=where)
+        replace(one, text_encoder=encoder, adapter=adapter)
         for one in plain
         if one.idle_models != "keep"
         for encoder in by
         for adapter in by
-        for where in projections
-        if (encoder, adapter, where) != ("whole", "whole", "keep")
+        if (encoder, adapter) != ("whole", "whole")
     ]
 
 
@@ -352,6 +358,8 @@ def _seconds(layout: Layout, sizes: Sizes, pace: Pace) -> dict[str, float]:
         texts += (3 if layout.text_encoder == "block" else 4) * sizes.text_encoder / pace.link
         memories += ((1 if layout.adapter == "block" else 2) * sizes.adapter + 2 * sizes.vae) / pace.link
         decode += 2 * sizes.vae / pace.link
+        if layout.offload == "none":  # the text projections, away before the first step and back after the clip
+            texts += 2 * sizes.experts * sizes.blocks * text / (UNPINNED * pace.link)
     return dict(zip(PHASES, (texts, memories, pace.forwards * forward, decode), strict=True))
 
 

@@ -185,7 +185,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this one decodes, judges, writes files and speaks."""
+        """Whether this one writes files and speaks; all decode and judge, each on its own device."""
         return self.among.first
 
     def share(self, table: tuple[T, ...]) -> tuple[T, ...]:

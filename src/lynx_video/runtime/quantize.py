@@ -34,12 +34,12 @@ _NF4_BLOCK, _NF4_OUTER_BLOCK = 64, 256
 
 
 @torch.no_grad()
-def quantize_(transformer: Any, kind: str, device: torch.device | str | None = None) -> None:
+def quantize_(transformer: Any, kind: str, device: torch.device | str | None = None, *, stay: bool = False) -> None:
     """Quantize the blocks of a `WanTransformer3DModel` in place, layer by layer.
 
-    device: where layers visit to be quantized, one at a time, and where they will be computed; they go back to where they were. None:
-    where they are. Load LoRAs, compile and offload afterwards. Raises BadRequest for blocks without a plain linear layer
-    (quantized already, or from a GGUF file), and as `check_quantization`.
+    device: where layers visit to be quantized, one at a time, and where they will be computed; they go back to where they were, unless
+    they are to `stay`. None: where they are. Load LoRAs, compile and offload afterwards. Raises BadRequest for blocks without a plain
+    linear layer (quantized already, or from a GGUF file), and as `check_quantization`.
     """
     layers = [
         (block, name) for block in transformer.blocks for name, layer in block.named_modules() if type(layer) is nn.Linear
@@ -51,7 +51,8 @@ def quantize_(transformer: Any, kind: str, device: torch.device | str | None = N
     for block, name in layers:
         layer = block.get_submodule(name)
         home = layer.weight.device
-        block.set_submodule(name, _quantized(layer.to(device or home), kind).to(home).train(layer.training))
+        made = _quantized(layer.to(device or home), kind)
+        block.set_submodule(name, (made if stay else made.to(home)).train(layer.training))
 
 
 def check_quantization(kind: str, device: torch.device | str, dtype: torch.dtype) -> None:
