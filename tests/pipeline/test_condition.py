@@ -7,13 +7,13 @@ from lynx_video.errors import BadRequest
 from lynx_video.pipeline.condition import (
     REFERENCE_PROMPT,
     clean_prompt,
-    decode,
     encode_prompt,
     latent_statistics,
     read_prompt,
     read_prompt_file,
     reference_latents,
 )
+from lynx_video.pipeline.decoding import decode
 
 NASTY = [
     "",

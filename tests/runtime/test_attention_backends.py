@@ -93,7 +93,7 @@ FA3 = "flash_attn_interface"
     ],
 )
 def test_auto_takes_the_fastest_exact_one(capability, packages, dtype, width, expected, gpu, monkeypatch):
-    monkeypatch.setattr(attention, "_load", lambda name: None)
+    monkeypatch.setattr(attention, "_load", lambda _: None)
     device = gpu(capability, *packages)
     chosen = choose_backend("auto", device, dtype, width)
     assert chosen == expected
