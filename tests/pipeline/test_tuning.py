@@ -15,6 +15,7 @@ from lynx_video.cli.main import run
 from lynx_video.errors import BadRequest, BadWeights, MissingDependency
 from lynx_video.pipeline import checkpoint
 from lynx_video.presets import SPEED
+from lynx_video.runtime import offload
 from lynx_video.runtime.compiling import is_compiled
 from lynx_video.runtime.offload import Away, is_offloaded
 
@@ -102,14 +103,28 @@ def test_a_budget_decides():
     assert small.layout.peak < 0.2085 * 2**30 < large.layout.peak
 
 
-def test_layers_that_come_one_by_one(load_golden, sitter, tiny, full):
-    """What a small budget asks of text encoder and adapter: the same result."""
+def test_layers_that_come_one_by_one(load_golden, sitter, tiny, full, monkeypatch):
+    """What a small budget asks of text encoder and adapter: each piece visits the device for its call, and the result is the same."""
     plain = generate(full, sitter(), "A person waves.", tiny())
     own = load_golden("full", idle_models="offload")
     own.layout = replace(
         load_golden("full", runtime=RuntimeConfig(vram_budget=64)).layout, text_encoder="block", adapter="block"
     )
+    came, here = [], []
+
+    def visit(layer, device):
+        assert device == own.device
+        came.append(layer)
+        here.append(layer)
+        return lambda: here.remove(layer)
+
+    monkeypatch.setattr(offload, "_visit", visit)
+    monkeypatch.setattr(own.text_encoder, "to", lambda *_: pytest.fail("the text encoder moved as a whole"))
+    monkeypatch.setattr(own.adapter, "to", lambda *_: pytest.fail("the adapter moved as a whole"))
     assert torch.equal(generate(own, sitter(), "A person waves.", tiny()).latents, plain.latents)
+    for part in (*own.text_encoder.encoder.block, own.adapter.resampler, *own.adapter.identity.values()):
+        assert part in came
+    assert here == []
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8-storage", "nf4"])

@@ -130,8 +130,10 @@ def produce(
     from lynx_video.pipeline.generate import generate as make
     from lynx_video.pipeline.generate import plan
     from lynx_video.pipeline.load import assemble
+    from lynx_video.runtime.parallel import take_device
     from lynx_video.safety import check_frames
 
+    take_device(model.device)
     enrolment = load_enrolment(subject.identity) if subject.identity is not None else None
     blueprint = survey_model(model, face, config, enrolment, runtime)
     if select.recogniser is not None:

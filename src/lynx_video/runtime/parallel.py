@@ -74,6 +74,12 @@ def started() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def take_device(device: str | None) -> None:
+    """Make the GPU of its local rank this process's current one, before anything asks for one and lands on the first."""
+    if started()[1] > 1 and device in (None, "cuda") and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
 @contextmanager
 def processes(device: str) -> Iterator[Processes]:
     """Within it the processes that `torchrun` started know each other. Raises BadRequest for a device that torchrun cannot share.
