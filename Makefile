@@ -39,7 +39,7 @@ bench: setup
 NANO := runs/nano
 TRAIN := $(BIN)/lynx-video train $(NANO)/set
 nano: setup
-	for stage in vae face data base export; do $(BIN)/python -m lynx_video.nano.recipe $$stage --run $(NANO) || exit 1; done
+	for stage in vae face data base export few_step; do $(BIN)/python -m lynx_video.nano.recipe $$stage --run $(NANO) || exit 1; done
 	test -f $(NANO)/set/dataset.json || $(BIN)/lynx-video dataset draw $(NANO)/set --clips 8000 --stills 8000 --seed 1 --overwrite
 	$(TRAIN) $(NANO)/full-image --preset nano-image
 	$(TRAIN) $(NANO)/full-video --preset nano-video --start $(NANO)/full-image/adapter
@@ -48,3 +48,5 @@ nano: setup
 	$(TRAIN) $(NANO)/lite-video --preset nano-video --arm lite --steps 1200 --matrix-rate 4e-3 --drop-identity 0.1 \
 		--start $(NANO)/lite-clips/adapter
 	$(BIN)/python -m lynx_video.nano.recipe export --run $(NANO)
+	for name in nano:lynx_full nano-lite:lynx_lite; do $(BIN)/python benchmarks/calibrate_step_cache.py --model $${name%%:*} \
+		--output src/lynx_video/nano/weights/$${name##*:}/step_cache.json || exit 1; done

@@ -38,7 +38,7 @@ def command(portrait, output, *arguments):
     ("count", "arguments", "tolerance"),
     [
         (3, ["--preset", "balanced"], 0),  # passes, a step cache, and processes without a pass once guidance has ended
-        (2, ["--ring-degree", "2", "--preset", "balanced"], 1e-5),  # tokens
+        pytest.param(2, ["--ring-degree", "2", "--preset", "balanced"], 1e-5, marks=pytest.mark.slow),  # tokens
     ],
 )
 def test_many_processes_make_one_s_clip(count, arguments, tolerance, portrait, tmp_path):

@@ -85,6 +85,7 @@ def loaded(tmp_path_factory):
     return list(zip(sizes, map(json.loads, process.stdout.splitlines()[-2:]), strict=True))
 
 
+@pytest.mark.slow
 def test_a_base_in_its_own_dtype_is_mapped(loaded):
     size, found = loaded[0]
     for phase in ("loading", "reading"):
@@ -95,6 +96,7 @@ def test_a_base_in_its_own_dtype_is_mapped(loaded):
     assert (found["nonzero"], found["dtypes"]) == (0, ["torch.bfloat16", "torch.float32"])
 
 
+@pytest.mark.slow
 def test_a_base_that_is_cast_is_there_once(loaded):
     """Of float32 files the cast weights stay, and one shard at a time is mapped."""
     size, found = loaded[1]

@@ -54,6 +54,10 @@ def train(run: Path) -> None:
     for name in ("encoder", "judge", "second_judge", "detector"):
         if (run / f"{name}.safetensors").is_file():
             shutil.copy(run / f"{name}.safetensors", WEIGHTS / "face" / f"{name}.safetensors")
+    for name in ("lora.safetensors", "lora.json"):
+        if (run / "few_step" / name).is_file():
+            (WEIGHTS / "few_step").mkdir(exist_ok=True)
+            shutil.copy(run / "few_step" / name, WEIGHTS / "few_step" / name)
     for file in WEIGHTS.rglob("*.safetensors"):
         file.chmod(0o644)  # the library writes them for the owner alone
     size = sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file())
