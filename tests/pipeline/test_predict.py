@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lynx_video.config import RuntimeConfig
 from lynx_video.errors import BadRequest, BadWeights, Cancelled
@@ -11,6 +12,7 @@ from lynx_video.pipeline.calibration import calibrate, check_step_cache, known_c
 from lynx_video.pipeline.generate import generate, plan
 from lynx_video.pipeline.guidance import UNGUIDED, passes, tables
 from lynx_video.pipeline.load import survey
+from lynx_video.pipeline.memories import texts_of
 from lynx_video.pipeline.predict import Conditions, batched
 
 
@@ -179,3 +181,45 @@ def test_lora_passes_mean_nothing_without_a_lora(own, sitter, tiny):
 def test_the_plan_says_the_passes_of_every_step(full, tiny):
     chosen = plan(full, tiny(num_inference_steps=5, guidance_stop=0.4))
     assert [len(table) for table in chosen.tables] == [3, 3, 1, 1, 1]
+
+
+@pytest.fixture
+def with_lora(load_golden, tmp_path):
+    """with_lora("prompt") is the golden full model with a LoRA on self-attention and on the text's keys."""
+
+    def make(lora_passes):
+        rng = torch.Generator().manual_seed(3)
+        tensors = {
+            f"transformer.blocks.{block}.{layer}.lora_{part}.weight": torch.randn(shape, generator=rng) * 0.3
+            for block in range(4)
+            for layer in ("attn1.to_q", "attn2.to_k")
+            for part, shape in (("A", (2, 96)), ("B", (96, 2)))
+        }
+        save_file(tensors, tmp_path / "lora.safetensors")
+        runtime = RuntimeConfig(lora_path=(str(tmp_path / "lora.safetensors"),), lora_passes=lora_passes)
+        return load_golden("full", runtime=runtime)
+
+    return make
+
+
+@pytest.mark.parametrize(("lora_passes", "on"), [("all", [True, True, True]), ("prompt", [True, False, False])])
+def test_a_lora_is_on_in_its_passes_and_never_for_reference_features(lora_passes, on, with_lora, full, sitter, tiny):
+    own = with_lora(lora_passes)
+    switch = own.loras._switch
+    seen = []
+    own.transformer.register_forward_pre_hook(lambda *_: seen.append(switch.on))
+    clip = generate(own, sitter(), "A person waves.", tiny(num_inference_steps=1))
+    assert seen == [False, False, *on]
+    assert clip.settings["loras"] == ["lora.safetensors"]
+    assert clip.settings["lora_hash"]
+    plain = generate(full, sitter(), "A person waves.", tiny(num_inference_steps=1))
+    assert not torch.equal(clip.latents, plain.latents)
+
+
+@pytest.mark.parametrize("lora_passes", ["all", "prompt"])
+def test_text_is_projected_with_the_loras_of_its_passes(lora_passes, with_lora, full, tiny):
+    own, config = with_lora(lora_passes), tiny()
+    mine, theirs = (texts_of(one, "A person waves.", plan(one, config), config)[0] for one in (own, full))
+    assert not torch.equal(mine["prompt"].blocks[0].key, theirs["prompt"].blocks[0].key)
+    same = torch.equal(mine["negative"].blocks[0].key, theirs["negative"].blocks[0].key)
+    assert same == (lora_passes == "prompt")
