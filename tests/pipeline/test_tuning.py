@@ -73,6 +73,7 @@ def test_golden_with_every_exact_lever_on(case, load_golden, golden, settings, s
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch, by torch
 @pytest.mark.parametrize("case", ["full_three_pass", "lite"])
 def test_golden_compiled_too(case, load_golden, golden, settings, sitter, cases):
     own = load_golden(case.split("_")[0], runtime=RuntimeConfig(compile=True, **EXACT), idle_models="free")
