@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lynx_video.cli.flags import FaceFlags, ModelFlags
-from lynx_video.cli.models import survey_model
 from lynx_video.config import GenerateConfig
 from lynx_video.draft import draft
 from lynx_video.evaluation.assessment import versions
@@ -30,6 +28,8 @@ from lynx_video.evaluation.statistics import Estimate, estimate, paired
 from lynx_video.evaluation.summary import columns_of
 from lynx_video.pipeline.models import MODELS
 from lynx_video.pool import Pool, open_pool
+from lynx_video.studio.models import survey_model
+from lynx_video.studio.setup import FaceFlags, ModelFlags
 
 DEFAULT = "both"
 Arms = dict[str, dict[str, Any]]

@@ -39,6 +39,14 @@ def no_network():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_home(tmp_path_factory):
+    """What belongs to a user, such as the development certificate, lies in a folder of the test run; also for processes it starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LYNX_VIDEO_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def golden():
     """golden("lite") gives the tensors of that golden file, read once; treat them as read-only."""

@@ -15,8 +15,10 @@ LAYERS = {
     "nano.recipe": 4, "pipeline": 4,
     "training": 5, "evaluation": 5, "bench": 5,
     "presets": 6,
-    "cli": 7, "batch": 7, "server": 7, "ui": 7,
-    "__main__": 8, "": 8,
+    "studio": 7,
+    "batch": 8, "server": 8, "ui": 8,
+    "cli": 9,
+    "__main__": 10, "": 10,
 }  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "core", "manager", "misc"}
 

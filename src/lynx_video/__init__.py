@@ -1,7 +1,7 @@
 """Lynx Video: video of a real person from one photo.
 
-`load` the components, `generate` a clip. Importing the package loads neither torch nor diffusers; the names below do when
-they are first used.
+`load` the components, `generate` a clip; or let a `Studio` check, make, mark and sign it. Importing the package loads neither torch
+nor diffusers; the names below do when they are first used.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from lynx_video.pipeline.diffusers_api import LynxPipeline
     from lynx_video.pipeline.generate import generate
     from lynx_video.pipeline.load import load
+    from lynx_video.studio.request import Request
+    from lynx_video.studio.setup import Setup
+    from lynx_video.studio.studio import Studio
 
 _HOMES = {
     "load": "lynx_video.pipeline.load",
@@ -22,8 +25,11 @@ _HOMES = {
     "GenerateConfig": "lynx_video.config",
     "RuntimeConfig": "lynx_video.config",
     "LynxPipeline": "lynx_video.pipeline.diffusers_api",
+    "Request": "lynx_video.studio.request",
+    "Setup": "lynx_video.studio.setup",
+    "Studio": "lynx_video.studio.studio",
 }
-__all__ = ["GenerateConfig", "LynxPipeline", "RuntimeConfig", "__version__", "generate", "load"]
+__all__ = ["GenerateConfig", "LynxPipeline", "Request", "RuntimeConfig", "Setup", "Studio", "__version__", "generate", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -46,6 +46,10 @@ class GenerateConfig:
     "what the video should not be"
     num_frames: int | None = None
     "length in frames; one more than a multiple of the VAE's temporal factor (4k + 1 for Wan)"
+    window_frames: int | None = None
+    "a longer clip is made of overlapping windows of so many frames; by default the length the model was trained for"
+    window_overlap: int | None = None
+    "frames that neighbouring windows share at least; a quarter of a window by default"
     fps: float | None = None
     "frames per second of the file"
     height: int | None = None
@@ -95,6 +99,8 @@ class GenerateConfig:
         _whole("seed", self.seed, 0, 2**63 - 2)
         _whole("num_inference_steps", self.num_inference_steps, 1, 1000)
         _whole("num_frames", self.num_frames, 1, 100_000)
+        _whole("window_frames", self.window_frames, 1, 100_000)
+        _whole("window_overlap", self.window_overlap, 1, 100_000)
         _whole("height", self.height, 1, 16_384)
         _whole("width", self.width, 1, 16_384)
         _number("fps", self.fps, 0.1, 1000)

@@ -5,6 +5,7 @@
     ├── Cancelled             1  somebody asked to stop
     ├── Diverged              1  a training run whose loss is no number any more
     ├── Missed                1  a clip that was made and kept, but is less than what was asked for
+    ├── Unverified            1  a clip that is not, bit for bit, what somebody signed
     ├── BadRequest            2  the request cannot be carried out as given (also a ValueError)
     │   ├── BadPicture        2  a picture that cannot be read, or is too small or too large
     │   ├── NoFace            2  no usable face where one is needed
@@ -43,6 +44,10 @@ class Diverged(LynxError):
 
 class Missed(LynxError):
     """A clip was made and kept, but it is less than what was asked for."""
+
+
+class Unverified(LynxError):
+    """A clip was altered, or nobody signed it."""
 
 
 class BadRequest(LynxError, ValueError):

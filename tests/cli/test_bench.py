@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lynx_video.cli.bench import BenchFlags, sides_of
-from lynx_video.cli.flags import ModelFlags
 from lynx_video.errors import BadRequest
 from lynx_video.presets import SPEED
+from lynx_video.studio.setup import ModelFlags
 
 FAST = ("--size", "nano", "--rounds", 1, "--steps", 1, "--num-inference-steps", 2, "--num-frames", 3, "--device", "cpu")
 

@@ -290,7 +290,7 @@ def test_the_safety_checker_refuses_with_3_and_writes_nothing(lynx, request_of, 
     passed = lynx(*request_of(*out, "--safety-checker", mild, "--json"))
     assert json.loads(passed.out)["warnings"] == []
 
-    monkeypatch.setattr("lynx_video.safety.check_portrait", lambda *_: 0.0)
+    monkeypatch.setattr("lynx_video.safety.picture.check_portrait", lambda *_, **__: 0.0)
     frames = lynx(*request_of(*out, "--safety-checker", strict, "--seed", 1))
     assert frames.code == 3
     assert "the video was refused" in frames.err
@@ -298,7 +298,7 @@ def test_the_safety_checker_refuses_with_3_and_writes_nothing(lynx, request_of, 
 
 
 def test_a_real_base_insists_on_the_safety_checker(lynx, request_of, tmp_path, monkeypatch):
-    monkeypatch.setattr("lynx_video.cli.generate.REAL_WIDTH", 96)  # the golden base counts as a real one
+    monkeypatch.setattr("lynx_video.studio.gate.REAL_WIDTH", 96)  # the golden base counts as a real one
     for model in ("nano", "lynx-full"):
         request = request_of("--model", model, "--models", tmp_path / "models", "-o", tmp_path / "clip.mp4", "--quiet")
         refused = lynx(*request)

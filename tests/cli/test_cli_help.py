@@ -1,9 +1,9 @@
 """The command answers at once, and importing the package costs nothing."""
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,19 @@ def python(*arguments):
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=True).stdout
 
 
+def processor_seconds():
+    """Of all processes that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]], ids=" ".join)
 def test_help_answers_in_half_a_second(arguments):
     times = []
-    for _ in range(5):  # the best of five: what others do on this machine is not our time
-        began = time.perf_counter()
+    for _ in range(5):  # the best of five, in processor time: what others do on this machine is not our time
+        began = processor_seconds()
         said = python("-m", "lynx_video", *arguments)
-        times.append(time.perf_counter() - began)
+        times.append(processor_seconds() - began)
     assert said.strip()
     assert min(times) < SECONDS
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lynx_video.errors import BadRequest
+from lynx_video.errors import BadRequest, LynxWarning
 from lynx_video.pipeline.condition import (
     REFERENCE_PROMPT,
     clean_prompt,
@@ -72,7 +72,14 @@ def test_embeddings_equal_the_reference_s(case, golden, cases, full):
         torch.testing.assert_close(ours, data[key], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("prompt", ["", REFERENCE_PROMPT, "word " * 2000])
+@pytest.mark.parametrize("length", [512, 16])
+def test_the_end_of_a_prompt_that_is_too_long_is_named(length, full):
+    with pytest.warns(LynxWarning, match=rf"4001 tokens, the model reads the first {length}"):
+        ours = encode_prompt(full.tokenizer, full.text_encoder, "word " * 2000, length)
+    assert (ours.abs().sum(-1) > 0).all()
+
+
+@pytest.mark.parametrize("prompt", ["", REFERENCE_PROMPT])
 def test_embeddings_are_zero_after_the_last_token(prompt, full):
     ours = encode_prompt(full.tokenizer, full.text_encoder, prompt, 512)
     length = min(512, len(full.tokenizer(clean_prompt(prompt)).input_ids))

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from lynx_video.cli.console import Console, hush_libraries
-from lynx_video.cli.flags import ModelFlags
 from lynx_video.cli.options import named, options
 from lynx_video.config import GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadRequest
 from lynx_video.presets import SPEED
+from lynx_video.studio.setup import ModelFlags
 
 if TYPE_CHECKING:
     from lynx_video.bench.made import Source

@@ -8,11 +8,11 @@ from pathlib import Path
 import click
 
 from lynx_video.cli.console import Console, hush_libraries
-from lynx_video.cli.flags import FaceFlags, ModelFlags
-from lynx_video.cli.models import sit, survey_model
 from lynx_video.cli.options import options
 from lynx_video.config import GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadOutput, BadRequest
+from lynx_video.studio.models import sit, survey_model
+from lynx_video.studio.setup import FaceFlags, ModelFlags
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from lynx_video.cli.console import Console, bars, hush_libraries, resumable
-from lynx_video.cli.flags import FaceFlags, ModelFlags, ModelName, WorkFlags, absolute
+from lynx_video.cli.flags import WorkFlags, absolute
 from lynx_video.cli.options import options
 from lynx_video.errors import BadRequest
+from lynx_video.studio.setup import FaceFlags, ModelFlags, ModelName
 from lynx_video.training.dataset.config import DatasetConfig
 
 if TYPE_CHECKING:
@@ -149,8 +150,8 @@ def show(out: Path, flags: ShowFlags) -> None:
 
 def survey_encoders(flags: EncoderFlags) -> Blueprint:
     """The model whose encoders and face models are named, checked, no weight read; its adapter is not needed."""
-    from lynx_video.cli.models import face_models
     from lynx_video.pipeline.load import survey
+    from lynx_video.studio.models import face_models
 
     faces = None
     if flags.face_detector is not None or flags.arcface is not None:

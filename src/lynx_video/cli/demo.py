@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from lynx_video.cli.console import Console
-from lynx_video.cli.flags import FaceFlags, ModelFlags, OutputFlags, SubjectFlags
+from lynx_video.cli.flags import OutputFlags
 from lynx_video.cli.generate import likeness_words, produce
 from lynx_video.cli.options import options
-from lynx_video.config import GenerateConfig
 from lynx_video.errors import BadRequest
+from lynx_video.studio.request import Request
+from lynx_video.studio.setup import ModelFlags, Setup
 
 if TYPE_CHECKING:
     from lynx_video.types import Picture, Video
@@ -53,7 +54,6 @@ def demo(flags: DemoFlags) -> None:
     from lynx_video.nano.people import portrait
 
     console = Console(quiet=flags.quiet, as_json=flags.json)
-    config = GenerateConfig(seed=flags.seed)
     if flags.seed >= 2**32:
         raise BadRequest(f"--seed must be below {2**32} here, got {flags.seed}.")
     face, clip, sheet = (flags.output_dir / name for name in ("portrait.png", "clip.mp4", "sheet.png"))
@@ -64,13 +64,10 @@ def demo(flags: DemoFlags) -> None:
     with draft(face) as partial, draft(sheet) as partial_sheet:  # all three files or none
         write_picture(partial, drawn)
         made = produce(
-            SubjectFlags(subject_image=partial, prompt=flags.prompt),
-            ModelFlags(model=flags.model),
-            config,
-            FaceFlags(),
+            Request(prompt=flags.prompt, portrait=partial, generation={"seed": flags.seed}, shown=str(face)),
+            Setup(model=ModelFlags(model=flags.model)),
             OutputFlags(output=clip, overwrite=flags.overwrite),
             console,
-            shown=face,
             before_writing=lambda clip: write_picture(partial_sheet, contact_sheet(drawn, clip.frames)),
         )
     command = ["lynx-video", "generate", "--subject-image", str(face), "--prompt", flags.prompt, "--seed", str(flags.seed)]

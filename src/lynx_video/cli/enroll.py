@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 from lynx_video.cli.console import Console, hush_libraries
-from lynx_video.cli.flags import FaceFlags, ModelFlags
-from lynx_video.cli.models import sit, survey_model
 from lynx_video.cli.options import options
 from lynx_video.config import RuntimeConfig
 from lynx_video.errors import BadRequest
+from lynx_video.studio.models import sit, survey_model
+from lynx_video.studio.setup import FaceFlags, ModelFlags
 
 SAME_PERSON = 0.3  # cosine of ArcFace vectors below which two photos are more likely of two people
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from lynx_video.cli.console import Console, hush_libraries, resumable
-from lynx_video.cli.flags import FaceFlags, ModelFlags, ModelName, WorkFlags, absolute
+from lynx_video.cli.flags import WorkFlags, absolute
 from lynx_video.cli.options import options, over
 from lynx_video.cli.speed import SpeedFlags, tuned
 from lynx_video.config import GenerateConfig, RuntimeConfig
@@ -23,6 +23,7 @@ from lynx_video.evaluation.config import ScoreConfig
 from lynx_video.evaluation.grid import GridConfig
 from lynx_video.evaluation.metrics.judge import JudgeConfig
 from lynx_video.presets import EVALUATION
+from lynx_video.studio.setup import FaceFlags, ModelFlags, ModelName
 
 if TYPE_CHECKING:
     from lynx_video.evaluation.assessment import Request, Result
@@ -134,11 +135,11 @@ def run(
     if grid.subjects is None and not drawn:
         raise BadRequest("say whose clips: --subjects FOLDER, with a photo for each; only nano can draw its subjects.")
     hush_libraries()
-    from lynx_video.cli.models import survey_model
     from lynx_video.evaluation.assessment import Request, assess, check, made_with
     from lynx_video.evaluation.run import make_clips
     from lynx_video.pipeline.models import MODELS
     from lynx_video.pool import open_pool
+    from lynx_video.studio.models import survey_model
 
     if re.fullmatch(r"cuda:\d+", model.device or ""):
         raise BadRequest(
@@ -230,10 +231,10 @@ def score(
     """
     console = Console(quiet=work.quiet, as_json=work.json)
     hush_libraries()
-    from lynx_video.cli.models import face_models
     from lynx_video.evaluation.assessment import Request, assess, made_with
     from lynx_video.pipeline.models import MODELS
     from lynx_video.pool import open_pool
+    from lynx_video.studio.models import face_models
 
     facts = made_with(folder)
     name: Any = flags.model or (facts.get("model") if facts.get("model") in MODELS else "lynx-full")
@@ -339,17 +340,17 @@ def _entries(out: Path, grid: GridConfig, extension: str, *, drawn: bool) -> tup
 
 def _checker(flags: RunFlags, model: ModelFlags, blueprint: Blueprint) -> tuple[Callable[[], SafetyChecker] | None, list[str]]:
     """What loads the safety checker in a worker, None where none is to look; and a warning if a foreign base runs without."""
-    from lynx_video.cli.generate import safety_of
+    from lynx_video.safety import SafetyConfig
+    from lynx_video.studio.gate import gate_of
 
     name = absolute(flags.safety_checker)
-    if safety_of(name, model, blueprint)[0] is None:
-        return None, safety_of(name, model, blueprint)[1]
-    return partial(_load_checker, name, model, blueprint.shape.width), []
+    gate, cautions = gate_of(SafetyConfig(safety_checker=name), model, blueprint)
+    return (partial(_load_checker, name, model, blueprint.shape.width) if gate.pictures else None), cautions
 
 
 def _load_checker(name: str, model: ModelFlags, width: int) -> SafetyChecker:
-    from lynx_video.cli.generate import REAL_WIDTH
     from lynx_video.safety import resolve_safety
+    from lynx_video.studio.gate import REAL_WIDTH
 
     checker = resolve_safety(name, width >= REAL_WIDTH, model.models)
     assert checker is not None

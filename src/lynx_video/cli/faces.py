@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from lynx_video.cli.console import Console
-from lynx_video.cli.flags import FaceFlags, ModelFlags, ModelName
-from lynx_video.cli.models import explained, face_models
 from lynx_video.cli.options import options
 from lynx_video.errors import NoFace
+from lynx_video.studio.models import explained, face_models
+from lynx_video.studio.setup import FaceFlags, ModelFlags, ModelName
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

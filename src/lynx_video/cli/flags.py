@@ -8,40 +8,6 @@ from typing import Literal
 
 from lynx_video.errors import BadRequest
 
-ModelName = Literal["nano", "nano-lite", "lynx-full", "lynx-lite"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelFlags:
-    """Which model, and where its files are."""
-
-    model: ModelName = "nano"
-    "nano (in the package) or the real ones, read from the models folder"
-    base_model_path: str | None = None
-    "base model instead of the model's own: a folder in the diffusers layout, or a hub id"
-    adapter_path: tuple[str, ...] = ()
-    "adapter instead of the model's own: a folder or a file; may be given several times"
-    models: Path = Path("models")
-    "folder of the downloaded models"
-    torch_dtype: Literal["bf16", "fp16", "fp32"] | None = None
-    "number format of the weights; by default bf16 on CUDA, fp32 elsewhere"
-    device: str | None = None
-    "cuda, cuda:1, cpu, ...; by default CUDA where there is one"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FaceFlags:
-    """Which face of the portrait, and what finds and encodes it."""
-
-    face_index: int | None = None
-    "which face, as `lynx-video faces` numbers them; the largest (0) by default"
-    face_record: Path | None = None
-    "points and embedding of the face as `lynx-video faces --record` writes them; no face model is loaded then"
-    face_detector: Path | None = None
-    "face detector instead of the model's own: SCRFD (folder or .onnx) or YuNet (.onnx)"
-    arcface: Path | None = None
-    "face encoder instead of the model's own: ArcFace IR-SE50 weights"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SubjectFlags:
@@ -55,18 +21,6 @@ class SubjectFlags:
     "what the person does: a text, or the path of a text file"
     prompt_file: Path | None = None
     "text file with the prompt"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SelectFlags:
-    """How good is good enough, and who says so."""
-
-    best_of: int = 1
-    "make so many clips, of successive seeds, and keep the best by face similarity x coverage (x prompt following for nano)"
-    min_similarity: float | None = None
-    "face similarity (-1 to 1) below which the clip is kept, labelled, and the exit code is 1"
-    recogniser: Path | None = None
-    "ONNX file of the face recogniser that scores the clip, instead of the model's own: ArcFace (insightface) or CurricularFace"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,8 +61,6 @@ class OutputFlags:
     ".safetensors file for initial_latents, latents (final, as the transformer sees them) and frames"
     overwrite: bool = False
     "replace files that are there"
-    safety_checker: str = field(default="auto", metadata={"metavar": "auto|off|PATH"})
-    "picture classifier for portrait and frames: auto (real models need it), off, or its folder"
     quiet: bool = False
     "say nothing but the result and warnings"
     json: bool = False

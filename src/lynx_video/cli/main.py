@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import click
 
 from lynx_video import __version__
+from lynx_video.cli.batch import batch
 from lynx_video.cli.bench import bench
 from lynx_video.cli.calibrate import calibrate
 from lynx_video.cli.console import one_line
@@ -26,8 +27,13 @@ from lynx_video.cli.enroll import enroll
 from lynx_video.cli.evaluate import evaluate
 from lynx_video.cli.faces import faces
 from lynx_video.cli.generate import generate
+from lynx_video.cli.keys import keys
 from lynx_video.cli.plan import plan
+from lynx_video.cli.replay import replay
+from lynx_video.cli.serve import serve
 from lynx_video.cli.train import train, train_report
+from lynx_video.cli.ui import ui
+from lynx_video.cli.verify import verify
 from lynx_video.errors import LynxError
 
 SETTINGS = {
@@ -46,6 +52,12 @@ def commands() -> None:
 
 for _command in (
     generate,
+    verify,
+    replay,
+    batch,
+    serve,
+    keys,
+    ui,
     plan,
     demo,
     faces,

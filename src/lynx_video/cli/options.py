@@ -89,10 +89,14 @@ def named(option: str) -> bool:
     return context is not None and context.get_parameter_source(option) is ParameterSource.COMMANDLINE
 
 
-def over(preset: Config, given: Config) -> Config:
-    """The preset's settings, with those of `given` replaced that were named on the command line."""
-    changes = {one.name: getattr(given, one.name) for one in fields(preset) if named(one.name)}
-    return replace(preset, **changes)
+def over(preset: Config, chosen: Config) -> Config:
+    """The preset's settings, with those of `chosen` replaced that were named on the command line."""
+    return replace(preset, **given(chosen))
+
+
+def given(config: Any) -> dict[str, Any]:
+    """The fields of a config that were named on the command line."""
+    return {one.name: getattr(config, one.name) for one in fields(config) if named(one.name)}
 
 
 @functools.cache

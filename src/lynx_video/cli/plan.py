@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from lynx_video.cli.console import Console
-from lynx_video.cli.flags import FaceFlags, ModelFlags
-from lynx_video.cli.models import survey_model
 from lynx_video.cli.options import options
 from lynx_video.cli.speed import SpeedFlags, tuned
 from lynx_video.config import GenerateConfig, RuntimeConfig
+from lynx_video.studio.models import survey_model
+from lynx_video.studio.setup import FaceFlags, ModelFlags
 
 if TYPE_CHECKING:
     from lynx_video.pipeline.components import Blueprint

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lynx_video.cli.flags import ModelFlags
-from lynx_video.cli.options import named, over
+from lynx_video.cli.options import given
 from lynx_video.config import GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadRequest
-from lynx_video.presets import SPEED
+from lynx_video.studio.setup import ModelFlags
+from lynx_video.studio.speed import tune
 
 if TYPE_CHECKING:
     from lynx_video.pipeline.components import Blueprint
@@ -34,15 +34,7 @@ def tuned(
 
     Raises BadRequest for a preset that needs a few-step LoRA where none is known.
     """
-    preset = SPEED[flags.preset]()
-    settings = {**preset.runtime}
-    if runtime.gguf is not None:
-        settings.pop("quantize", None)  # it brings quantized weights already
-    if preset.few_step and not named("lora_path"):
-        settings["lora_path"] = (_few_step(model, flags.preset),)
-    if settings.get("quantize") == "fp8" and not named("quantize"):
-        settings["quantize"] = _eight_bits(model, "fp8")
-    return over(GenerateConfig(**preset.generation), config), over(RuntimeConfig(**settings), runtime)
+    return tune(flags.preset, model, given(config), given(runtime))
 
 
 def shares(blueprint: Blueprint, chosen: Plan) -> Degrees:
@@ -81,32 +73,3 @@ def sharing(blueprint: Blueprint, degrees: Degrees) -> Iterator[Ranks | None]:
         return
     with ranks(blueprint.device, degrees) as mine:
         yield mine
-
-
-def _eight_bits(model: ModelFlags, kind: str) -> str:
-    """fp8 where the device computes it, int8 elsewhere."""
-    from lynx_video.pipeline.load import device_named, dtype_named
-    from lynx_video.runtime.quantize import check_quantization
-
-    try:
-        check_quantization(kind, device_named(model.device), dtype_named(model.torch_dtype, model.device))
-    except BadRequest:
-        return "int8"
-    return kind
-
-
-def _few_step(model: ModelFlags, preset: str) -> str:
-    """The few-step LoRA of a model. Raises BadRequest where it is not there."""
-    from lynx_video.pipeline.models import MODELS
-
-    own = MODELS[model.model]
-    file = own.few_step if model.base_model_path is None else None
-    if file is not None and not file.is_absolute():
-        file = model.models / file
-    if file is None or not file.is_file():
-        where = f" ({file} is not there)" if file is not None else ""
-        raise BadRequest(
-            f"--preset {preset} needs a few-step LoRA of this base{where}: name one with --lora-path, such as lightx2v's step "
-            "distillation of Wan2.1-T2V-14B."
-        )
-    return str(file)

@@ -10,10 +10,10 @@ from typing import Literal
 import click
 
 from lynx_video.cli.console import Console, hush_libraries
-from lynx_video.cli.flags import ModelName
 from lynx_video.cli.options import options, over
 from lynx_video.errors import BadOutput, BadRequest
 from lynx_video.presets import TRAINING
+from lynx_video.studio.setup import ModelName
 from lynx_video.training.config import TrainConfig
 
 

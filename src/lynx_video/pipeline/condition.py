@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import html
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lynx_video.errors import BadRequest
+from lynx_video.errors import BadRequest, LynxWarning
 
 if TYPE_CHECKING:
     from lynx_video.types import Picture
@@ -52,10 +53,18 @@ def encode_prompt(
 ) -> Tensor:
     """Embeddings [1, S, text width] in the encoder's dtype, zero after the last real token.
 
-    device: where it is computed; where the encoder lies, if not given.
+    device: where it is computed; where the encoder lies, if not given. Warns of a prompt of which the end is not read.
     """
+    text = clean_prompt(prompt)
+    whole = len(tokenizer([text], add_special_tokens=True, verbose=False).input_ids[0])
+    if whole > max_sequence_length:
+        warnings.warn(
+            f"the prompt has {whole} tokens, the model reads the first {max_sequence_length}: its end counts for nothing.",
+            LynxWarning,
+            stacklevel=2,
+        )
     tokens = tokenizer(
-        [clean_prompt(prompt)],
+        [text],
         padding="max_length",
         max_length=max_sequence_length,
         truncation=True,

@@ -112,6 +112,7 @@ def _facts(
         "width": chosen.width,
         "steps": chosen.steps,
         "steps_computed": work.computed,
+        "windows": chosen.windows.to_json(blueprint.temporal_factor) if chosen.windows is not None else None,
         "forwards": work.forwards,
         "video_tokens": work.tokens,
         "budget_bytes": budget,
@@ -137,6 +138,8 @@ def _lines(facts: Mapping[str, Any], layout: Layout, device: Device, rates: Rate
     clip = f"{facts['frames']} frames of {facts['width']}x{facts['height']}"
     skipped = facts["steps"] - facts["steps_computed"]
     steps = f"{facts['steps']} steps{f' ({skipped} from the step cache)' if skipped else ''}"
+    if facts["windows"] is not None:
+        clip += " in {number} windows of {frames} that overlap by {overlap} or more".format(**facts["windows"])
     there = f" of {gib(device.memory)}" if device.memory else ""
     memory = "Device memory" if device.apart else "Memory"
     known = ["By the known shapes: the base's weights are not there."] if facts["by_known_shapes"] else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lynx_video import __version__
 from lynx_video.adapters.attach import Influence
 from lynx_video.config import GenerateConfig
-from lynx_video.errors import BadRequest
+from lynx_video.errors import BadRequest, LynxWarning
 from lynx_video.face.likeness import Likeness, likeness
 from lynx_video.pipeline import condition
 from lynx_video.pipeline.calibration import check_step_cache, steps_to_compute
@@ -25,6 +26,7 @@ from lynx_video.pipeline.identify import identify
 from lynx_video.pipeline.memories import memories_of, on_device, texts_of
 from lynx_video.pipeline.predict import Conditions, Expert
 from lynx_video.pipeline.schedule import is_unipc, levels, make_scheduler, set_timesteps, shift_of
+from lynx_video.pipeline.windows import Windows, default_overlap, divide
 from lynx_video.runtime.offload import parked
 from lynx_video.runtime.parallel import sharing_tokens
 from lynx_video.types import Clip, Identity
@@ -47,14 +49,23 @@ class Plan:
     guidance_scale: float
     guidance_scale_i: float | None
     latent_shape: tuple[int, int, int, int, int]
+    "of the whole clip"
+    windows: Windows | None
+    "how a clip that is longer than a window is divided"
     tables: tuple[Table, ...]
     "the passes of each step"
     identity: Influence
     reference: Influence
 
+    @property
+    def window_shape(self) -> tuple[int, int, int, int, int]:
+        """Of the latents that the transformer sees at once."""
+        batch, channels, frames, height, width = self.latent_shape
+        return batch, channels, self.windows.length if self.windows is not None else frames, height, width
+
     def tokens(self, patch_size: tuple[int, int, int]) -> int:
-        """Video tokens of a pass."""
-        return math.prod(size // patch for size, patch in zip(self.latent_shape[2:], patch_size, strict=True))
+        """Video tokens of a pass, over one window where there are several."""
+        return math.prod(size // patch for size, patch in zip(self.window_shape[2:], patch_size, strict=True))
 
 
 def plan(model: Components | Blueprint, config: GenerateConfig) -> Plan:
@@ -78,7 +89,7 @@ def plan(model: Components | Blueprint, config: GenerateConfig) -> Plan:
     reference = Influence(scale=config.ref_scale, start=config.ref_start, stop=config.ref_stop, blocks=config.ref_blocks)
     _check_blocks("--ip-blocks", identity, model.blocks)
     _check_blocks("--ref-blocks", reference, model.blocks)
-    spatial = model.spatial_factor
+    spatial, latent_frames = model.spatial_factor, (frames - 1) // factor + 1
     return Plan(
         negative_prompt=value("negative_prompt"),
         num_frames=frames,
@@ -88,11 +99,32 @@ def plan(model: Components | Blueprint, config: GenerateConfig) -> Plan:
         steps=value("num_inference_steps"),
         guidance_scale=float(value("guidance_scale")),
         guidance_scale_i=guidance_scale_i,
-        latent_shape=(1, model.channels, (frames - 1) // factor + 1, height // spatial, width // spatial),
+        latent_shape=(1, model.channels, latent_frames, height // spatial, width // spatial),
+        windows=_windows(latent_frames, config, defaults.num_frames, factor),
         tables=tables(passes(value("guidance_scale"), guidance_scale_i), value("num_inference_steps"), config.guidance_stop),
         identity=identity,
         reference=reference,
     )
+
+
+def _windows(total: int, config: GenerateConfig, trained: int, factor: int) -> Windows | None:
+    """How a clip of `total` latent frames is divided; None where one window has it all. Raises BadRequest for what has no place."""
+    frames = trained if config.window_frames is None else config.window_frames
+    _on_grid("window_frames", frames, factor, 1, f"{factor}k + 1")
+    length = (frames - 1) // factor + 1
+    overlap = default_overlap(length)
+    if config.window_overlap is not None:
+        _on_grid("window_overlap", config.window_overlap, factor, 0, f"a multiple of {factor}")
+        overlap = config.window_overlap // factor
+    if total <= length:
+        return None
+    if not 0 < overlap < length:
+        raise BadRequest(
+            f"windows of {frames} frames can't overlap by {overlap * factor}: window_overlap is {factor} to {frames - 1}."
+            if length > 1
+            else f"window_frames must be {factor + 1} or more to make a longer clip of windows that overlap, got {frames}."
+        )
+    return divide(total, length, overlap)
 
 
 def _on_grid(name: str, value: int, step: int, offset: int, rule: str) -> None:
@@ -123,6 +155,7 @@ def generate(
     if config.idle_models == "keep":
         config = replace(config, idle_models=components.idle_models)  # type: ignore[arg-type]
     chosen = plan(components, config)
+    _warn_of_length(chosen, components)
     check_step_cache(components, config.step_cache)
     if not condition.clean_prompt(prompt):
         raise BadRequest("the prompt is empty; say what the person should do.")
@@ -152,7 +185,10 @@ def generate(
         lora_passes=components.runtime.lora_passes if components.loras is not None else "all",
         ranks=components.ranks,
     )
-    told = {"steps_computed": len(timesteps) if computed is None else sum(computed)}
+    told = {
+        "steps_computed": len(timesteps) if computed is None else sum(computed),
+        "windows": chosen.windows.to_json(components.temporal_factor) if chosen.windows is not None else None,
+    }
     cache = components.cache if computed is not None or (components.cache is not None and components.cache.measure) else None
     experts = [
         Expert(adapter=adapter, texts=text, memories=memory, least=least, cache=cache, loras=components.loras)
@@ -168,6 +204,7 @@ def generate(
                 chosen.tables,
                 conditions,
                 computed=computed,
+                windows=chosen.windows,
                 on_step=on_step,
             )
         del experts, conditions, texts, memories
@@ -216,6 +253,23 @@ def score_likeness(components: Components, identity: Identity, frames: Any) -> L
     return likeness(frames, identity.aligned, components.faces.detector(), components.faces.judge())
 
 
+def _warn_of_length(chosen: Plan, components: Components) -> None:
+    """A LynxWarning for a clip that is longer than what the model was trained for, or that is made of windows all the same."""
+    trained, frames, windows = components.defaults.num_frames, chosen.num_frames, chosen.windows
+    if windows is not None:
+        made = windows.to_json(components.temporal_factor)
+        why = f"its {frames} frames are more than the {trained} the model was trained for" if frames > trained else "as asked"
+        text = f"{made['number']} windows of {made['frames']} frames that overlap by {made['overlap']} or more"
+        warnings.warn(f"the clip is made of {text}: {why}.", LynxWarning, stacklevel=3)
+    elif frames > trained:
+        warnings.warn(
+            f"the clip's {frames} frames are made as one, and are more than the {trained} the model was trained for: motion and "
+            "likeness may suffer.",
+            LynxWarning,
+            stacklevel=3,
+        )
+
+
 def _check_blocks(flag: str, influence: Influence, count: int) -> None:
     beyond = [i for i in influence.blocks or () if not 0 <= i < count]
     if beyond:
@@ -243,6 +297,9 @@ def _settings(components: Components, identity: Identity, prompt: str, config: G
         "guidance_scale": chosen.guidance_scale,
         "guidance_scale_i": chosen.guidance_scale_i,
     }
+    if chosen.windows is not None:
+        made = chosen.windows.to_json(components.temporal_factor)
+        resolved |= {"window_frames": made["frames"], "window_overlap": made["overlap"]}
     return {
         "prompt": prompt,
         **said,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,45 +76,60 @@ def batched(conditions: Conditions, table: Table, tokens: int, device: torch.dev
 
 
 def predict(
-    expert: Expert, conditions: Conditions, table: Table, latents: Tensor, timestep: Tensor, progress: float, *, compute: bool
+    expert: Expert,
+    conditions: Conditions,
+    table: Table,
+    latents: Tensor,
+    timestep: Tensor,
+    progress: float,
+    *,
+    compute: bool,
+    window: int = 0,
 ) -> list[Tensor]:
     """The prediction of every pass of the table, in its order, each [1, C, T, h, w] float32.
 
-    latents: [1, C, T, h, w]. timestep: 0-dim. compute: False lets a step cache answer for the blocks.
+    latents: [1, C, T, h, w]. timestep: 0-dim. compute: False lets a step cache answer for the blocks. window: which window of a long
+    clip the latents are; a step cache keeps them apart.
     """
-    ranks = conditions.ranks
+    ranks, now = conditions.ranks, _Moment(latents, timestep, progress, compute, window)
     mine: Table = ranks.share(table) if ranks is not None else table
     if not mine:
         predictions = []
     elif batched(conditions, mine, _tokens(expert, latents), latents.device):
-        predictions = _as_batch(expert, conditions, mine, latents, timestep, progress, compute=compute)
+        predictions = _as_batch(expert, conditions, mine, now)
     else:
-        predictions = [_alone(expert, conditions, one, latents, timestep, progress, compute=compute) for one in mine]
+        predictions = [_alone(expert, conditions, one, now) for one in mine]
     if ranks is not None:
         predictions = ranks.gather(predictions, len(table), latents)
     return predictions
 
 
-def _alone(
-    expert: Expert, conditions: Conditions, one: Pass, latents: Tensor, timestep: Tensor, progress: float, *, compute: bool
-) -> Tensor:
+class _Moment(NamedTuple):
+    """What all passes of a step have in common."""
+
+    latents: Tensor
+    timestep: Tensor
+    progress: float
+    compute: bool
+    window: int
+
+
+def _alone(expert: Expert, conditions: Conditions, one: Pass, now: _Moment) -> Tensor:
     with_lora = conditions.lora_passes == "all" or one.name == "prompt"
     text, memory = expert.texts[one.text], expert.memories.get(one.who)
-    with _scope(expert, conditions, text, memory, progress, one.name, with_lora=with_lora, compute=compute):
-        return _forward(expert, latents, timestep, text)
+    with _scope(expert, conditions, text, memory, one.name, now, with_lora=with_lora):
+        return _forward(expert, now.latents, now.timestep, text)
 
 
-def _as_batch(
-    expert: Expert, conditions: Conditions, table: Table, latents: Tensor, timestep: Tensor, progress: float, *, compute: bool
-) -> list[Tensor]:
+def _as_batch(expert: Expert, conditions: Conditions, table: Table, now: _Moment) -> list[Tensor]:
     key = (id(expert), table)
     if key not in conditions.batches:
         texts = stack_texts([expert.texts[one.text] for one in table])
         conditions.batches[key] = texts, stack_memories([expert.memories.get(one.who, Memory()) for one in table])
     text, memory = conditions.batches[key]
     name = "+".join(one.name for one in table)
-    with _scope(expert, conditions, text, memory, progress, name, with_lora=True, compute=compute):
-        many = _forward(expert, latents.expand(len(table), *latents.shape[1:]), timestep, text)
+    with _scope(expert, conditions, text, memory, name, now, with_lora=True):
+        many = _forward(expert, now.latents.expand(len(table), *now.latents.shape[1:]), now.timestep, text)
     return list(many.split(1))
 
 
@@ -124,17 +139,17 @@ def _scope(
     conditions: Conditions,
     text: TextMemory,
     memory: Memory | None,
-    progress: float,
     name: str,
+    now: _Moment,
     *,
     with_lora: bool,
-    compute: bool,
 ) -> Iterator[None]:
-    identity, reference = conditions.at(progress)
+    identity, reference = conditions.at(now.progress)
     with ExitStack() as stack:
         stack.enter_context(expert.adapter.using(memory, text=text, identity=identity, reference=reference))
         if expert.cache is not None:
-            stack.enter_context(expert.cache.step(name, compute=compute))
+            kept_as = f"{name} of window {now.window}" if now.window else name
+            stack.enter_context(expert.cache.step(kept_as, compute=now.compute))
         if expert.loras is not None:
             stack.enter_context(expert.loras.enabled(with_lora))
         yield

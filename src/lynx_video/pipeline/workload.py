@@ -48,8 +48,10 @@ class Work:
     """What a request asks of one process."""
 
     plan: Plan
+    windows: int
+    "that each step is predicted in"
     tokens: int
-    "of a pass on this process"
+    "of a pass over one window on this process"
     texts: int
     computed: int
     "steps in which the blocks are computed"
@@ -108,16 +110,18 @@ def work_of(
     if computed is None:
         computed = _computed(blueprint, config, chosen.steps)
     shared, split = runtime.pass_degree or 1, (runtime.ulysses_degree or 1) * (runtime.ring_degree or 1)
-    tokens = model.shape.tokens(*chosen.latent_shape[2:])
+    windows = chosen.windows.count if chosen.windows is not None else 1
+    tokens = model.shape.tokens(*chosen.window_shape[2:])
     tables = [table for table, compute in zip(chosen.tables, computed, strict=True) if compute]
     small = not blueprint.device.startswith("cpu") and tokens <= BATCH_TOKENS
     most = max(math.ceil(len(table) / shared) for table in chosen.tables)
     return Work(
         plan=chosen,
+        windows=windows,
         tokens=math.ceil(tokens / split),
         texts=len({one.text for table in chosen.tables for one in table}),
         computed=len(tables),
-        forwards=sum(math.ceil(len(table) / shared) for table in tables),
+        forwards=windows * sum(math.ceil(len(table) / shared) for table in tables),
         at_once=most if runtime.passes == "batched" or (runtime.passes == "auto" and small) else 1,
     )
 
@@ -179,9 +183,9 @@ def sizes_of(blueprint: Blueprint, config: GenerateConfig, runtime: RuntimeConfi
         memories=memories * (2 if work.at_once > 1 else 1) * (2 if blueprint.boundary else 1),
         encoding=words * (3 * heads * words * 4 + (4 * int(model.text_encoder["d_ff"])) * word),
         remembering=max(still, decode_bytes(size, size, False, model.vae, vae_dtype)) if terms.reference else 0,
-        latents=(len(chosen.tables[0]) + SAMPLER) * 4 * math.prod(chosen.latent_shape),
+        latents=(len(chosen.tables[0]) * math.prod(chosen.window_shape) + SAMPLER * math.prod(chosen.latent_shape)) * 4,
         forward=work.at_once * activations(shape, work.tokens, word),
-        kept=(passes + 1) * work.tokens * shape.width * word if config.step_cache != "off" else 0,
+        kept=(passes * work.windows + 1) * work.tokens * shape.width * word if config.step_cache != "off" else 0,
         decode=decode_bytes(height, width, False, model.vae, vae_dtype),
         decode_tiled=decode_bytes(height, width, True, model.vae, vae_dtype),
         clip=2 * frames,

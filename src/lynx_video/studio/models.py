@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lynx_video.cli.flags import FaceFlags, ModelFlags
 from lynx_video.config import GenerateConfig, RuntimeConfig
 from lynx_video.errors import BadRequest, BadWeights, NoFace
+from lynx_video.studio.setup import FaceFlags, ModelFlags
 
 if TYPE_CHECKING:
     from lynx_video.adapters.attach import Influence

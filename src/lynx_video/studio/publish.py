@@ -1,0 +1,97 @@
+"""A finished clip as a file: watermarked, with its record in the container and in a signed manifest; whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lynx_video.errors import BadOutput
+from lynx_video.studio.setup import MarkFlags
+
+if TYPE_CHECKING:
+    from lynx_video.media.certificate import Signer
+    from lynx_video.types import Clip, Video
+
+PRIVATE = ("prompt", "negative_prompt", "portrait", "identity_file")
+"""What a private record leaves out."""
+WITHHELD = "given; its text is private"
+
+
+def consent_noted(text: str) -> str:
+    """What a record says of a consent: the text; of a file its name and hash. For words of somebody at this machine only."""
+    from lynx_video.media.image import file_hash
+
+    try:
+        is_file = bool(text) and Path(text).is_file()
+    except (OSError, ValueError):
+        is_file = False
+    return f"{Path(text).name}, sha256 {file_hash(text)}" if is_file else text
+
+
+def frames_hash(frames: Video) -> str:
+    """sha256, hex, of the shape and bytes of uint8 [F, H, W, 3]: equal if every pixel is."""
+    digest = hashlib.sha256(repr(frames.shape).encode())
+    for frame in frames:
+        digest.update(frame.tobytes())
+    return digest.hexdigest()
+
+
+def record_of(clip: Clip, facts: Mapping[str, Any], marks: MarkFlags) -> dict[str, Any]:
+    """Everything a file says of its clip, as plain JSON values: settings, facts, what was measured, and how it is marked.
+
+    frames_hash is that of the frames before watermark and compression: what a replay is compared with.
+    """
+    record = {
+        **clip.settings,
+        **facts,
+        "similarity": clip.similarity,
+        "coverage": clip.coverage,
+        "seconds": round(clip.seconds, 3),
+        "frames_hash": frames_hash(clip.frames),
+        "watermark": not marks.no_watermark,
+        "no_watermark_reason": marks.no_watermark or None,
+        "consent": marks.consent or None,
+        "private": marks.private,
+    }
+    if Path(str(record.get("base", ""))).is_absolute():
+        record["base"] = Path(record["base"]).name  # where it lies is nobody's business; its hash tells which it is
+    if marks.private:
+        record |= dict.fromkeys(PRIVATE)
+        record["consent"] = WITHHELD if marks.consent else None
+    return record
+
+
+def publish(
+    target: Path, clip: Clip, record: Mapping[str, Any], marks: MarkFlags, signer: Signer, tensors: Path | None = None
+) -> None:
+    """Write the clip, and its tensors if a file is named; both or neither. Raises BadOutput if they cannot be written."""
+    from lynx_video.draft import draft
+    from lynx_video.media.provenance import sign
+    from lynx_video.media.video import write_video
+    from lynx_video.media.watermark import mark
+
+    frames = clip.frames if marks.no_watermark else mark(clip.frames)
+    with draft(tensors) if tensors is not None else nullcontext() as beside:
+        if beside is not None:
+            _save_tensors(beside, clip)
+        with draft(target) as partial:
+            write_video(partial, frames, clip.fps, record)
+            sign(partial, record, signer)
+
+
+def _save_tensors(file: Path, clip: Clip) -> None:
+    import torch
+    from safetensors.torch import save
+
+    tensors = {
+        "initial_latents": clip.initial_latents.contiguous(),
+        "latents": clip.latents.contiguous(),
+        "frames": torch.tensor(clip.frames).contiguous(),
+    }
+    try:
+        file.write_bytes(save(tensors))  # save_file would leave a file that only its owner can read
+    except OSError as error:
+        raise BadOutput(f"{file}: cannot be written ({error.strerror or error}).") from error

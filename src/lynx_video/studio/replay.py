@@ -1,0 +1,118 @@
+"""A clip made again from its own record: the request it came from, what must be the same, and what explains a difference."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lynx_video.config import GenerateConfig
+from lynx_video.errors import BadRequest
+from lynx_video.studio.request import Request, generation_of
+from lynx_video.studio.setup import MarkFlags, Setup
+
+if TYPE_CHECKING:
+    from lynx_video.studio.studio import Guest, Order
+
+SCHEDULERS = ("unipc", "euler", "dpm")
+
+
+def machine_facts(device: str) -> dict[str, Any]:
+    """What of a machine may show in the last bits of a clip, as plain JSON values."""
+    import torch
+
+    from lynx_video.runtime.device import device_of
+
+    return {"device": device_of(device).name, "threads": torch.get_num_threads(), "system": platform.machine()}
+
+
+def request_of(
+    record: Mapping[str, Any], *, portrait: Path | None = None, identity: Path | None = None, prompt: str | None = None
+) -> Request:
+    """The request that a record describes; the record holds no portrait, and a private one no prompt: they are given anew.
+
+    Raises BadRequest for a record that is none of ours or lacks something, and for a prompt that is not the recorded one.
+    """
+    if not {"base_hash", "seed", "frames_hash", "num_frames"} <= set(record):
+        raise BadRequest("the clip carries no record that it could be made again from; `lynx-video verify` tells what it is.")
+    recorded = record.get("prompt")
+    if recorded is None and prompt is None:
+        raise BadRequest("the record is private and holds no prompt: give it with --prompt.")
+    if recorded is not None and prompt is not None and prompt != recorded:
+        raise BadRequest(f"the clip was made with another prompt: {recorded!r}; leave --prompt away.")
+    names = {one.name for one in fields(GenerateConfig)}
+    values = {name: value for name, value in record.items() if name in names}
+    if values.get("guidance_scale_i") is None:
+        values["guidance_scale_i"] = "none"
+    if values.get("scheduler") not in SCHEDULERS:  # the base's own, of another kind
+        values.pop("scheduler", None)
+        values.pop("flow_shift", None)
+    return Request(
+        prompt=recorded if recorded is not None else prompt or "",
+        portrait=portrait,
+        identity=identity,
+        face_index=record.get("face_index") if portrait is not None else None,
+        preset=str(record.get("preset") or "exact"),
+        generation=generation_of(values),
+        marks=MarkFlags(
+            private=bool(record.get("private")),
+            consent=str(record.get("consent") or ""),
+            no_watermark=str(record.get("no_watermark_reason") or ""),
+        ),
+    )
+
+
+def setup_of(record: Mapping[str, Any], given: Setup) -> Setup:
+    """The model that a record names, held as it was; what `given` names of the runtime (paths of LoRAs, a GGUF file) is added.
+
+    Raises BadRequest for LoRAs or a GGUF file that the record only knows by name.
+    """
+    runtime = {name: record[name] for name in ("quantize", "vae_tiling", "attention_backend", "lora_passes") if name in record}
+    from_preset = record.get("preset") == "draft"
+    for name, recorded in (("lora_path", record.get("loras")), ("gguf", record.get("gguf"))):
+        if recorded and name not in given.runtime and not (name == "lora_path" and from_preset):
+            raise BadRequest(f"the clip was made with {recorded}: say where it is with --{name.replace('_', '-')}.")
+    model = given.model
+    if model.base_model_path is None:
+        model = replace(model, model=record.get("model", model.model))
+    if model.torch_dtype is None:
+        short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}.get(str(record.get("torch_dtype")))
+        model = replace(model, torch_dtype=short)  # type: ignore[arg-type]
+    return replace(given, model=model, runtime={**runtime, **given.runtime})
+
+
+def check_same(record: Mapping[str, Any], order: Order, guest: Guest) -> None:
+    """Raises BadRequest, naming it, where base, adapter, LoRAs or portrait are not those of the record."""
+    here = {
+        "base_hash": order.blueprint.base_hash,
+        "adapter_hash": order.blueprint.adapter_hash or (order.enrolment.adapter_hash if order.enrolment is not None else ""),
+        "lora_hash": order.blueprint.lora_hash,
+        "portrait_hash": guest.identity.portrait_hash,
+    }
+    ways = {
+        "base_hash": "name the base with --base-model-path",
+        "adapter_hash": "name the adapter with --adapter-path",
+        "lora_hash": "name the LoRAs with --lora-path",
+        "portrait_hash": "give the same file",
+    }
+    for name, way in ways.items():
+        if record.get(name, here[name]) != here[name]:
+            what = name.removesuffix("_hash")
+            raise BadRequest(
+                f"the clip was made with another {what} ({name} {record[name] or 'none'}, here {here[name] or 'none'}): {way}."
+            )
+
+
+def differences(record: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What may explain other frames: versions and machine, in sentences."""
+    found = []
+    for group in ("versions", "machine"):
+        before, now = record.get(group) or {}, other.get(group) or {}
+        found += [
+            f"{name} was {before.get(name)}, here it is {now.get(name)}."
+            for name in sorted({*before, *now})
+            if before.get(name) != now.get(name)
+        ]
+    return found

@@ -1,0 +1,173 @@
+"""A studio on nano: what it refuses, what it keeps, what it publishes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lynx_video.errors import BadPicture, BadRequest, BadWeights, Cancelled, NoFace, Refused
+from lynx_video.media.image import write_picture
+from lynx_video.media.provenance import read_provenance
+from lynx_video.media.video import read_metadata, read_video
+from lynx_video.media.watermark import detect
+from lynx_video.nano.people import portrait
+from lynx_video.pipeline.enrol import save_enrolment
+from lynx_video.safety import SafetyConfig
+from lynx_video.studio.publish import consent_noted, frames_hash
+from lynx_video.studio.request import Request
+from lynx_video.studio.setup import MarkFlags, SelectFlags, Setup
+from lynx_video.studio.studio import Studio
+
+QUICK = {"num_inference_steps": 2, "num_frames": 5}
+PROMPT = "the person nods in front of a blue wall"
+
+
+@pytest.fixture(scope="module")
+def alice(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("people") / "alice.png"
+    write_picture(file, portrait(seed=5))
+    return file
+
+
+@pytest.fixture(scope="module")
+def studio():
+    """One studio for all tests here, as a door has one for all requests."""
+    return Studio(Setup())
+
+
+@pytest.fixture
+def asked(alice):
+    return Request(prompt=PROMPT, portrait=alice, generation=QUICK)
+
+
+def test_a_clip_is_published_whole_marked_and_signed(studio, asked, tmp_path):
+    steps = []
+    made = studio.make(replace(asked, marks=MarkFlags(consent="drawn")), tmp_path / "clip.mp4", on_step=steps.append)
+    assert [step.number for step in steps] == [1, 2]
+    assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
+    found = read_provenance(made.output)
+    assert found.state == "untouched"
+    assert found.record == read_metadata(made.output) == made.record
+    assert found.record["frames_hash"] == frames_hash(made.clip.frames)
+    assert (found.record["prompt"], found.record["portrait"], found.record["consent"]) == (PROMPT, "alice.png", "drawn")
+    assert found.record["safety"]["pictures"] == "not needed"
+    assert not Path(found.record["base"]).is_absolute()
+    frames, _ = read_video(made.output)
+    assert detect(frames).found
+    assert not detect(made.clip.frames).found
+
+
+def test_the_model_and_the_person_are_kept(studio, asked, tmp_path, monkeypatch):
+    studio.make(asked, tmp_path / "first.mp4")
+    kept = studio._held
+    monkeypatch.setattr("lynx_video.pipeline.load.assemble", lambda *_, **__: pytest.fail("loaded again"))
+    monkeypatch.setattr("lynx_video.studio.studio.sit", lambda *_, **__: pytest.fail("looked for the face again"))
+    second = studio.make(replace(asked, preset="balanced", generation={**QUICK, "seed": 2}), tmp_path / "second.mp4")
+    assert studio._held is kept
+    assert (second.record["preset"], second.record["step_cache"], second.record["seed"]) == ("balanced", 0.2, 2)
+
+
+def test_a_preset_that_holds_the_model_otherwise_does_not_leak_into_the_next_clip(studio, asked, tmp_path):
+    before = studio.make(asked, tmp_path / "before.mp4")
+    draft = studio.make(replace(asked, preset="draft", generation={"num_frames": 5}), tmp_path / "draft.mp4")
+    after = studio.make(asked, tmp_path / "after.mp4")
+    assert draft.record["loras"] == ["lora.safetensors"]
+    assert after.record["frames_hash"] == before.record["frames_hash"] != draft.record["frames_hash"]
+
+
+def test_an_enrolled_person_needs_no_portrait_and_brings_the_consent(studio, asked, alice, tmp_path):
+    save_enrolment(tmp_path / "alice.safetensors", studio.enrol(alice, consent="drawn, nobody to ask"))
+    request = replace(asked, portrait=None, identity=tmp_path / "alice.safetensors")
+    record = studio.make(request, tmp_path / "clip.mp4").record
+    assert (record["portrait"], record["identity_file"], record["consent"]) == (
+        None,
+        "alice.safetensors",
+        "drawn, nobody to ask",
+    )
+    assert record["reference_latent"] == "mean"
+    assert record["adapter_hash"]
+
+
+def test_a_private_record_keeps_the_words_out_of_the_whole_file(studio, asked, tmp_path):
+    marks = MarkFlags(private=True, consent="signed by Alice Liddell")
+    made = studio.make(replace(asked, marks=marks, shown="alice-liddell.png"), tmp_path / "clip.mp4")
+    content = made.output.read_bytes()
+    for word in (b"nods in front", b"Liddell", b"liddell", b"Bright tones"):
+        assert word not in content
+    assert made.record["consent"] == "given; its text is private"
+    assert read_provenance(made.output).state == "untouched"
+
+
+def test_without_the_watermark_the_reason_is_recorded(studio, asked, tmp_path):
+    made = studio.make(replace(asked, marks=MarkFlags(no_watermark="a test of codecs")), tmp_path / "clip.mp4")
+    assert (made.record["watermark"], made.record["no_watermark_reason"]) == (False, "a test of codecs")
+    assert not detect(read_video(made.output)[0]).found
+
+
+def test_a_cancelled_clip_stops_at_the_step_and_leaves_nothing(studio, asked, tmp_path):
+    done = []
+
+    def stop(step):
+        done.append(step.number)
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        studio.make(asked, tmp_path / "clip.mp4", on_step=stop)
+    assert done == [1]
+    assert list(tmp_path.iterdir()) == []
+    studio.make(asked, tmp_path / "clip.mp4")  # the studio goes on
+
+
+def test_what_cannot_be_is_refused_before_the_weights_are_read(alice, tmp_path, monkeypatch):
+    studio = Studio(Setup())
+    monkeypatch.setattr("lynx_video.pipeline.load.assemble", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "text.png").write_text("not a picture")
+    write_picture(tmp_path / "wall.png", np.full((64, 64, 3), 200, np.uint8))
+    asked = Request(prompt=PROMPT, portrait=alice)
+    for request, error, sentence in (
+        (replace(asked, prompt="  "), BadRequest, "prompt is empty"),
+        (replace(asked, preset="best"), BadRequest, "unknown preset 'best'"),
+        (replace(asked, generation={"num_frames": 6}), BadRequest, "num_frames must be"),
+        (replace(asked, generation={"width": 65}), BadRequest, "width must be"),
+        (replace(asked, select=SelectFlags(best_of=0)), BadRequest, "best-of"),
+        (replace(asked, portrait=tmp_path / "text.png"), BadPicture, "not a picture"),
+        (replace(asked, portrait=None, identity=tmp_path / "nobody.safetensors"), BadWeights, "not there"),
+        (replace(asked, prompt="the person undresses, nude"), Refused, "prompt"),
+    ):
+        with pytest.raises(error, match=sentence):
+            studio.check(request)
+    with pytest.raises(BadRequest, match="face"):
+        studio.meet(studio.check(replace(asked, face_index=3)))
+    with pytest.raises(NoFace, match="drawn people"):
+        studio.meet(studio.check(replace(asked, portrait=tmp_path / "wall.png")))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["text.png", "wall.png"]
+
+
+def test_a_checker_that_is_asked_for_and_missing_stops_the_request(alice, tmp_path):
+    studio = Studio(Setup(safety=SafetyConfig(safety_checker=str(tmp_path / "classifier"))))
+    with pytest.raises(BadWeights, match="classifier"):
+        studio.check(Request(prompt=PROMPT, portrait=alice))
+
+
+def test_faces_of_a_picture(studio, alice):
+    ((face, warnings),) = studio.faces(alice)
+    assert face.size > 0
+    assert all(isinstance(one, str) for one in warnings)
+
+
+def test_a_forecast_and_a_preview(studio, asked, tmp_path):
+    assert studio.forecast(asked).facts["peak_bytes"] > 0
+    pictures = []
+    made = studio.make(asked, tmp_path / "clip.mp4", on_step=lambda step: pictures.append(studio.preview(step)))
+    assert all(one.shape == made.clip.frames.shape[1:] and one.dtype == np.uint8 for one in pictures)
+    assert np.abs(pictures[-1].astype(int) - made.clip.frames[0]).max() <= 1
+
+
+def test_consent_is_a_text_or_a_file(tmp_path):
+    (tmp_path / "letter.txt").write_text("I agree.")
+    assert consent_noted("she agreed") == "she agreed"
+    noted = consent_noted(str(tmp_path / "letter.txt"))
+    assert noted.startswith("letter.txt, sha256 ")
+    assert str(tmp_path) not in noted
+    assert consent_noted("x" * 5000) == "x" * 5000
