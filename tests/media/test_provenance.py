@@ -103,7 +103,7 @@ def plain(content, kind="mp4"):
 def test_an_untouched_clip_says_what_made_it(pristine, kind):
     clip, signer = pristine(kind), load_signer()
     found = read_provenance(clip)
-    assert (found.state, found.problems) == ("untouched", ())
+    assert (found.state, found.every_bit, found.problems) == ("untouched", True, ())
     assert found.record == RECORDED
     assert found.generator == f"lynx-video {__version__}"
     assert found.signed_by == f"{DEVELOPMENT}, development signer"
@@ -521,7 +521,8 @@ def test_manifests_of_other_programs_are_read_too(pristine, tmp_path):
     content = signed_elsewhere(pristine("mp4").with_name("unsigned.mp4").read_bytes())
     file.write_bytes(content)
     found = read_provenance(file)
-    assert (found.state, found.generator) == ("untouched", "Another Editor 9")
+    assert (found.state, found.generator, found.every_bit) == ("untouched", "Another Editor 9", False)
+    assert "all that C2PA covers is as it was signed" in found.sentence
     assert found.record == RECORDED  # of the container: the manifest has none of ours
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert read_provenance(file).state == "altered"

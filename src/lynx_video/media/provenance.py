@@ -45,9 +45,11 @@ class Provenance:
     """What a file says of where it comes from, and how far that can be believed."""
 
     state: State
-    "untouched: every bit is as somebody signed it; altered: not so, or the manifest is damaged; unsigned: there is no manifest"
+    "untouched: what was signed is as it was; altered: not so, or the manifest is damaged; unsigned: there is no manifest"
     record: dict[str, Any]
     "settings of the clip; of an altered or unsigned file what it claims, which anybody could have written"
+    every_bit: bool = False
+    "whether untouched holds for every bit, as for clips of ours; C2PA alone leaves some open"
     generator: str = ""
     "the program that wrote the manifest, as it calls itself"
     signed_by: str = ""
@@ -72,7 +74,8 @@ class Provenance:
             return "unsigned: nothing tells who made it, nor whether it was altered"
         if self.state == "altered":
             return f"altered: {'; '.join(self.problems)}"
-        return f"untouched: every bit is as it was signed by {self.signer}"
+        what = "every bit" if self.every_bit else "all that C2PA covers"
+        return f"untouched: {what} is as it was signed by {self.signer}"
 
     @property
     def signer(self) -> str:
@@ -94,8 +97,9 @@ def sign(path: Path, record: Mapping[str, Any], signer: Signer, *, shown: Path |
 
     Raises:
         BadOutput: another extension, or the file cannot be read or written.
+        BadRequest: the signer's files are gone, or no longer what they were.
         LynxError: c2pa cannot sign it, or what it signed does not verify.
-        ValueError: the record holds something that JSON does not.
+        TypeError, ValueError: the record holds something that JSON does not.
     """
     import c2pa
 
@@ -165,6 +169,7 @@ def read_provenance(path: Path, anchors: Path | None = None) -> Provenance:
     return Provenance(
         state="untouched" if whole else "altered",
         record=_metadata(file) if record is None else record,
+        every_bit=whole and ours is not None,
         generator=" ".join(str(one) for one in _generator(active)),
         signed_by=", ".join(info[key] for key in ("issuer", "common_name") if info.get(key)),
         fingerprint=hashlib.sha256(certificate).hexdigest() if certificate else "",

@@ -1,23 +1,27 @@
-"""An invisible mark in the frames of a clip that says "made by lynx-video", and whether a clip carries it.
+"""An invisible mark in the pixels that says "made by lynx-video", and its blind detector.
 
-The mark is a fixed sum of cosines over the whole picture, of 4 to 18 half waves each way, with signs from a known key: the same in
-every frame, so it does not flicker. Since it is laid out in shares of the picture's size, scaling does not move it. To find it, each frame is brought
-to 64x64 grey values, a bilateral filter takes out what is picture, the rest is averaged over the frames, and its cosine coefficients,
-each over the mean size of its neighbours, are compared with the signs. For a clip without the mark that sum has mean 0 and
-deviation 1 whatever it shows, as the signs are random: the threshold is a rate of false alarms.
+What it is: a sum of cosines over the whole picture (a DCT in coordinates of the picture, so that it scales with it), each with a sign
+from a fixed public key, added to the brightness of every frame alike. Spread spectrum after Cox et al. 1997, with one bit: there or not.
+The detector scales each frame to a small square, keeps what an edge-preserving filter takes away from flat parts, averages it over the
+frames and correlates its cosines with the key.
 
-It survives lossy compression, scaling and cutting frames. It does not survive cropping, turning, or somebody who wants to remove it: the key
-is public, so that everybody can look. Nothing but its presence can be read from it.
+The score: with x the cosines found and k the signs, `x @ k / |x|`. If k is independent of the clip, this has mean 0 and variance 1
+whatever the clip shows, and Hoeffding's inequality bounds the chance of a score of t and more by exp(-t^2 / 2). Two bands are tried, so
+a false alarm has a chance of at most 2 exp(-THRESHOLD^2 / 2), 7.5e-6; of 6e-7 where the sum is as good as normal. "Chance" is over
+the draw of the key, which was drawn once: clips that are nearly equal share their luck.
 
-Source: spread spectrum watermarking, Cox et al. 1997.
+It survives re-encoding, scaling (also unequal in width and height), cut and repeated frames, another frame rate. It does not survive a
+crop or a border (the picture's edges are its coordinates), a turn, a mirror image, or anybody who wants it gone: the key is public. So a
+clip without the mark is no proof of anything, and a clip with it is no proof against one who forges.
+docs/watermark.md has the rates and the limits.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lynx_video.errors import BadRequest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,126 +29,143 @@ if TYPE_CHECKING:
 
     from lynx_video.types import Picture, Video
 
-    Floats = NDArray[np.floating[Any]]
+    Floats = NDArray[np.float32]
 
-KEY = 1
-"""Seed of the signs. With another, marks of earlier clips would not be found."""
-LOWEST, HIGHEST = 4, 18
-"""Half waves over a side: below, pictures are; above, compression is."""
-GRID = 64
-"""Side, in pixels, of what is looked at."""
-STRENGTH = 2.0
-"""Root mean square of the mark in grey values."""
-THRESHOLD = 4.8
-"""Deviations from 0: one false alarm in 1.3 million clips, were the sum normal."""
-LUMA = (0.2126, 0.7152, 0.0722)
-_SPREAD, _EDGE, _CLIP = 8.0, 4.0, 4.0  # of the bilateral filter: pixels, grey values; what of the rest counts, grey values
-_NEIGHBOURS, _LIMIT = 1.5, 1.5  # deviation of the mean over neighbours; coefficients beyond so many of it count no more
+KEY = b"lynx-video watermark 1"
+THRESHOLD = 5.0
+GRID = 128  # side of the square that frames are scaled to before they are searched
+LOWEST, LOW, WIDE = 4, 18, 36  # half waves over the picture (root of the sum of squares): the bands are [4, 18) and [4, 36)
+WIDE_FROM = 128  # pixels of the short side from which a picture holds the wide band; smaller ones hold the low one
+FLAT_TINY, FLAT_LARGE, MOST = 1.8, 0.7, 2.0  # levels (root mean square): flat parts up to 64 px and from 424 px, texture anywhere
+TEXTURE = 6.0  # levels of local spread that hide twice the mark of flat parts
+_LUMA = (0.2126, 0.7152, 0.0722)  # BT.709
+_EDGE, _REACH, _LIMIT = 4.0, 8.0, 4.0  # of the residual, in levels, grid points, levels
+_SMOOTH, _CALM = 1.5, 1.5  # of the whitening: neighbourhood in half waves, and where large cosines are bent down
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Detection:
-    """Whether a clip carries the mark. score: deviations from what clips without it have; found: it is threshold or more."""
+    """Whether a clip carries the mark. score: about normal with mean 0 and variance 1 without it; found: score >= threshold."""
 
     found: bool
     score: float
-    threshold: float = THRESHOLD
+    threshold: float
 
 
 def mark(frames: Video) -> Video:
-    """The frames, uint8 [F, H, W, 3] RGB, with the mark; new ones. Raises ValueError for another array."""
+    """The clip, uint8 [F, H, W, 3] RGB, with the mark in every frame; the same frames give the same bits.
+
+    A frame changes by 0.7 to 2.0 levels (root mean square), most where its texture hides it: never under 42 dB. Pictures under 48 px
+    hold too little of it to be found reliably.
+
+    Raises:
+        BadRequest: not uint8 [F, H, W, 3], or empty.
+    """
+    import cv2
     import numpy as np
 
     _check(frames)
     height, width = frames.shape[1:3]
-    pattern = _pattern(height, width)[..., None]
+    side = min(height, width)
+    signs = _signs() * _band(WIDE if side >= WIDE_FROM else LOW)
+    flat = float(np.clip(FLAT_TINY * (64 / side) ** 0.5, FLAT_LARGE, FLAT_TINY))
+    pattern = _cosines(height).T @ signs @ _cosines(width)
+    pattern *= np.float32(flat * 2 / np.abs(signs).sum() ** 0.5)  # each product of cosines has a mean square of 1/4
+    reach = 2 * round(side / 64) + 1
     marked = np.empty_like(frames)
     for number, frame in enumerate(frames):
-        marked[number] = np.clip(np.rint(frame + pattern), 0, 255)
+        grey = _grey(frame)
+        mean = cv2.blur(grey, (reach, reach))
+        spread = np.sqrt(np.maximum(cv2.blur(grey * grey, (reach, reach)) - mean * mean, 0))
+        gain = np.minimum(1 + cv2.blur(spread, (reach, reach)) / TEXTURE, MOST / flat)
+        marked[number] = np.rint(frame + (pattern * gain)[..., None]).clip(0, 255)
     return marked
 
 
 def detect(frames: Video) -> Detection:
-    """Look for the mark in uint8 [F, H, W, 3] RGB. Raises ValueError for another array."""
+    """Whether a clip, uint8 [F, H, W, 3] RGB, carries the mark, told from the clip alone.
+
+    Raises:
+        BadRequest: not uint8 [F, H, W, 3], or empty.
+    """
+    score = max(float(scores[0]) for scores in correlations(frames, _signs()[None]).values())
+    return Detection(found=score >= THRESHOLD, score=score, threshold=THRESHOLD)
+
+
+def correlations(frames: Video, keys: Floats) -> dict[str, Floats]:
+    """By band the score of each of `keys` [N, 36, 36] of signs: with keys other than ours, what a clip scores by chance."""
+    import numpy as np
+
+    found = _found(frames)
+    scores = {}
+    for name, top in (("low", LOW), ("wide", WIDE)):
+        band = _band(top)
+        calm = _whitened(found * band, band)
+        # Where there is nothing but rounding errors there is nothing to be sure of: what shows a picture has a length of ten and more.
+        scores[name] = np.tensordot(keys, calm, 2) / max(float(np.linalg.norm(calm)), 1.0)
+    return scores
+
+
+def _found(frames: Video) -> Floats:
+    """The cosines [36, 36] of what is left of the frames without their large features, mean over frames."""
+    import cv2
+    import numpy as np
+
     _check(frames)
-    score = _score(_coefficients(frames))
-    return Detection(found=score >= THRESHOLD, score=score)
-
-
-def _score(coefficients: Floats) -> float:
-    import numpy as np
-
-    band, signs = _band()
-    length = float(np.linalg.norm(coefficients))
-    return float(coefficients @ signs) / length if length else 0.0
-
-
-def _coefficients(frames: Iterable[Picture]) -> Floats:
-    """The coefficients of the band, each over the mean size of its neighbours, limited."""
-    import cv2
-    import numpy as np
-
-    mean = np.zeros((GRID, GRID), np.float64)
-    count = 0
+    total = np.zeros((GRID, GRID), np.float32)
+    shrinks = min(frames.shape[1:3]) > GRID
     for frame in frames:
-        mean += _residue(frame)
-        count += 1
-    band, _ = _band()
-    basis = _basis(GRID)
-    found = (basis @ (mean / count) @ basis.T)[band]
-    sizes = np.zeros(band.shape, np.float64)
-    sizes[band] = np.abs(found)
-    near = cv2.GaussianBlur(sizes, (0, 0), _NEIGHBOURS) / np.maximum(
-        cv2.GaussianBlur(band.astype(np.float64), (0, 0), _NEIGHBOURS), 1e-6
-    )
-    scaled: Floats = _LIMIT * np.tanh(found / (near[band] + 0.01) / _LIMIT)
-    return scaled
+        grey = cv2.resize(_grey(frame), (GRID, GRID), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        rest = grey - cv2.bilateralFilter(grey, 2 * int(_REACH) + 1, _EDGE, _REACH)
+        total += _LIMIT * np.tanh(rest / _LIMIT)
+    basis = _cosines(GRID)
+    found: Floats = basis @ (total / np.float32(len(frames))) @ basis.T
+    return found
 
 
-def _residue(frame: Picture) -> Floats:
-    """What is left of a frame, [64, 64], when its edges and surfaces are taken out."""
+def _whitened(found: Floats, band: Floats) -> Floats:
+    """The cosines over the usual size of their neighbours in the band, large ones bent down so that none decides alone."""
     import cv2
     import numpy as np
 
-    grey = frame.astype(np.float32) @ np.array(LUMA, np.float32)
-    shrinks = frame.shape[0] > GRID or frame.shape[1] > GRID
-    small = cv2.resize(grey, (GRID, GRID), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    rest = small - cv2.bilateralFilter(small, 2 * int(1.5 * _SPREAD) + 1, _EDGE, _SPREAD)
-    limited: Floats = _CLIP * np.tanh(rest / _CLIP)
-    return limited
+    usual = cv2.GaussianBlur(np.abs(found), (0, 0), _SMOOTH) / np.maximum(cv2.GaussianBlur(band, (0, 0), _SMOOTH), 1e-6)
+    calm: Floats = _CALM * np.tanh(found / (_CALM * usual + 1e-3)) * band
+    return calm
 
 
-@functools.cache
-def _band() -> tuple[NDArray[np.bool_], Floats]:
-    """Which of the [18, 18] coefficients carry the mark, and their signs."""
+def _signs() -> Floats:
+    """The key: +1 or -1 for each pair of half waves, float32 [36, 36]."""
+    import hashlib
+
     import numpy as np
 
-    down, across = np.mgrid[:HIGHEST, :HIGHEST]
-    radius = np.hypot(down, across)
-    band = (radius >= LOWEST) & (radius < HIGHEST) & (down > 0) & (across > 0)
-    return band, np.random.default_rng(KEY).choice([-1.0, 1.0], int(band.sum()))
+    bits = np.unpackbits(np.frombuffer(hashlib.shake_256(KEY).digest(WIDE * WIDE // 8), np.uint8))
+    return bits.reshape(WIDE, WIDE).astype(np.float32) * 2 - 1
 
 
-def _basis(size: int) -> Floats:
-    """[18, size]: cosines of 0 to 17 half waves over a side of `size` pixels, of unit length for a side of 64."""
+def _band(top: int) -> Floats:
+    """1 for the pairs of half waves in [LOWEST, top), float32 [36, 36]; waves along one axis alone look too much like walls and doors."""
     import numpy as np
 
-    where = (np.arange(size) + 0.5) / size
-    basis: Floats = np.cos(np.pi * np.outer(np.arange(HIGHEST), where)) * np.sqrt(2 / GRID)
-    return basis
+    rows, columns = np.mgrid[:WIDE, :WIDE]
+    size = np.hypot(rows, columns)
+    return ((size >= LOWEST) & (size < top) & (rows > 0) & (columns > 0)).astype(np.float32)
 
 
-def _pattern(height: int, width: int) -> Floats:
-    """The mark, float32 [H, W], in grey values."""
+def _cosines(points: int) -> Floats:
+    """cos(pi n y) for n < 36 half waves at the middles of `points` pixels, float32 [36, points]."""
     import numpy as np
 
-    band, signs = _band()
-    weights = np.zeros(band.shape)
-    weights[band] = signs * np.sqrt(STRENGTH**2 * GRID * GRID / len(signs))
-    pattern: Floats = (_basis(height).T @ weights @ _basis(width)).astype(np.float32)
-    return pattern
+    return np.cos(np.pi * np.outer(np.arange(WIDE), (np.arange(points) + 0.5) / points)).astype(np.float32)
+
+
+def _grey(frame: Picture) -> Floats:
+    import numpy as np
+
+    return frame.astype(np.float32) @ np.asarray(_LUMA, np.float32)
 
 
 def _check(frames: Video) -> None:
-    if frames.ndim != 4 or frames.shape[3] != 3 or str(frames.dtype) != "uint8" or 0 in frames.shape:
-        raise ValueError(f"expected uint8 frames [F, H, W, 3], got {frames.dtype} {list(frames.shape)}")
+    if getattr(frames, "ndim", 0) != 4 or frames.shape[3] != 3 or str(frames.dtype) != "uint8" or 0 in frames.shape:
+        got = f"{frames.dtype} {list(frames.shape)}" if hasattr(frames, "shape") else type(frames).__name__
+        raise BadRequest(f"a watermark needs a clip, uint8 [F, H, W, 3] with a frame at least, got {got}.")

@@ -79,7 +79,7 @@ def publish(
             _save_tensors(beside, clip)
         with draft(target) as partial:
             write_video(partial, frames, clip.fps, record)
-            sign(partial, record, signer)
+            sign(partial, record, signer, shown=target)
 
 
 def _save_tensors(file: Path, clip: Clip) -> None:
