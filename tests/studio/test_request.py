@@ -96,6 +96,8 @@ def test_a_seed_beyond_the_exact_range_of_floats_stays_exact():
         ({"ip_blocks": "9-0"}, "ip_blocks must be block numbers"),
         ({"ip_blocks": [True]}, "ip_blocks must be block numbers"),
         ({"negative_prompt": 3}, "negative_prompt must be a text"),
+        ({"negative_prompt": "x" * 8001}, "negative prompt has 8001 characters"),
+        ({"ip_blocks": "0," * 600}, "text of 1200 characters"),
     ],
 )
 def test_a_setting_that_cannot_be_is_named(values, sentence):

@@ -13,7 +13,7 @@ from lynx_video.media.video import read_metadata, read_video
 from lynx_video.media.watermark import detect
 from lynx_video.nano.people import portrait
 from lynx_video.pipeline.enrol import save_enrolment
-from lynx_video.safety import SafetyConfig
+from lynx_video.safety import Gate, SafetyConfig
 from lynx_video.studio.publish import consent_noted, frames_hash
 from lynx_video.studio.request import Request
 from lynx_video.studio.setup import MarkFlags, SelectFlags, Setup
@@ -162,6 +162,38 @@ def test_a_forecast_and_a_preview(studio, asked, tmp_path):
     made = studio.make(asked, tmp_path / "clip.mp4", on_step=lambda step: pictures.append(studio.preview(step)))
     assert all(one.shape == made.clip.frames.shape[1:] and one.dtype == np.uint8 for one in pictures)
     assert np.abs(pictures[-1].astype(int) - made.clip.frames[0]).max() <= 1
+
+
+def test_frames_that_the_gate_refuses_are_neither_published_nor_previewed(asked, tmp_path):
+    class Hard:
+        """Lets the portrait through, and nothing that looks like the clip's blue wall."""
+
+        def __call__(self, picture, /):
+            return float(picture.shape[0] == 64)
+
+    studio = Studio(Setup())
+    order = studio.check(asked)
+    studio._guards = (Gate(pictures=Hard()), [])
+    order = replace(order, gate=studio._guards[0])
+    previews = []
+    with pytest.raises(Refused, match="the video was refused"):
+        studio.film(
+            order, studio.meet(order), tmp_path / "clip.mp4", on_step=lambda step: previews.append(studio.preview(step))
+        )
+    assert previews == [None, None]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_of_a_private_portrait_is_not_said(studio, tmp_path):
+    small = tmp_path / "secret-ada.png"
+    picture = np.full((512, 512, 3), 255, np.uint8)
+    picture[200:264, 200:264] = portrait(seed=5)[::4, ::4][:64, :64]
+    write_picture(small, picture)
+    for private in (False, True):
+        request = Request(prompt=PROMPT, portrait=small, marks=MarkFlags(private=private))
+        cautions = studio.meet(studio.check(request)).cautions
+        assert cautions
+        assert any("secret-ada" in one for one in cautions) is not private
 
 
 def test_consent_is_a_text_or_a_file(tmp_path):

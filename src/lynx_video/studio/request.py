@@ -16,6 +16,9 @@ from lynx_video.studio.setup import MarkFlags, SelectFlags
 LONGEST_PROMPT = 8000
 """Characters. The text encoder reads 512 tokens, a few hundred words; who sends more means something else."""
 
+LONGEST_BLOCKS = 1000
+"""Characters of a list of blocks; there are 40."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
@@ -58,15 +61,17 @@ class Request:
 
     @property
     def name(self) -> str:
-        """The source as messages name it."""
+        """The source as messages name it; a private one is not named."""
+        if self.marks.private:
+            return "the portrait" if self.identity is None else "the identity file"
         return self.shown or str(self.source)
 
 
-def check_length(prompt: str) -> None:
+def check_length(prompt: str, what: str = "prompt") -> None:
     """Raises BadRequest for a prompt of which the model would read only the beginning by far."""
     if len(prompt) > LONGEST_PROMPT:
         raise BadRequest(
-            f"the prompt has {len(prompt)} characters, at most {LONGEST_PROMPT} are taken: the model reads a few hundred words."
+            f"the {what} has {len(prompt)} characters, at most {LONGEST_PROMPT} are taken: the model reads a few hundred words."
         )
 
 
@@ -84,6 +89,7 @@ def generation_of(values: Mapping[str, Any]) -> dict[str, Any]:
             raise BadRequest(f"unknown setting {key!r}; the settings are {', '.join(sorted(known))}.")
         if value is not None and value != "":
             found[name] = _typed(name, value, hints[name])
+    check_length(found.get("negative_prompt", ""), "negative prompt")
     GenerateConfig(**found)  # refuses what is out of range
     return found
 
@@ -120,6 +126,8 @@ def _blocks(name: str, value: Any) -> frozenset[int]:
     ):
         return frozenset(value)
     found: set[int] = set()
+    if len(str(value)) > LONGEST_BLOCKS:
+        raise BadRequest(f"{name} must be block numbers such as 0-9,20, got a text of {len(str(value))} characters.")
     for part in str(value).split(","):
         match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part)
         if not match or (match[2] and int(match[2]) < int(match[1])):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_video.config import GenerateConfig, RuntimeConfig
-from lynx_video.errors import BadRequest, LynxWarning
+from lynx_video.errors import BadRequest, LynxWarning, Refused
 from lynx_video.studio.gate import check_source, gate_of
 from lynx_video.studio.models import idle_options, read_face_record, scored_by, sit, survey_model
 from lynx_video.studio.publish import publish, record_of
@@ -248,12 +248,18 @@ class Studio:
         order = self.check(request)
         return forecast(order.blueprint, order.config, order.blueprint.runtime)
 
-    def preview(self, step: Step) -> Picture:
-        """The first frame as a step leaves it, uint8 [H, W, 3]. Only while a clip is being made."""
+    def preview(self, step: Step) -> Picture | None:
+        """The first frame as a step leaves it, uint8 [H, W, 3]; None if the safety gate refuses it. Only while a clip is being made."""
         from lynx_video.pipeline.preview import preview
 
         assert self._held is not None, "a preview is of a running generation"
-        return preview(self._held[1], step)
+        assert self._guards is not None
+        picture = preview(self._held[1], step)
+        try:
+            self._guards[0].portrait(picture)
+        except Refused:
+            return None
+        return picture
 
     def signer(self) -> Signer:
         """Whose signature the clips carry. Raises BadRequest for a key or certificate that cannot be used."""
@@ -307,7 +313,7 @@ class Studio:
             face,
             record=read_face_record(face),
             reference_size=size,
-            shown=Path(request.shown) if request.shown else None,
+            shown=Path(request.name),
         )
         self._people[key] = sitter
         if len(self._people) > KEPT_PEOPLE:
