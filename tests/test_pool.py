@@ -3,13 +3,13 @@
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from lynx_video.errors import BadWeights, LynxError, MissingDependency
-from lynx_video.pool import open_pool
+from lynx_video.pool import open_pool, portion
 from lynx_video.training.dataset.stages import attempt
 from lynx_video.work import Shelf
 
@@ -90,6 +90,20 @@ def test_what_ends_a_run_comes_back_as_it_was(ray_pool, odd, job, kind, said):
     assert str(caught.value) == said
 
 
+def test_where_jobs_are_handed_out_one_by_one_progress_is_told_of_each(ray_pool, odd):
+    seen = []
+    replace(ray_pool, handful=1).run("working", odd, list(range(16)), lambda _, done, __: seen.append(done))
+    assert seen == list(range(17))
+
+
+def test_how_many_are_handed_out_at_a_time():
+    assert portion(3, 2) == 1
+    assert portion(30, 2) == 3, "every worker gets several portions, so that none waits long for the last"
+    assert portion(10_000, 2) == 8
+    assert portion(10_000, 2, handful=1) == 1
+    assert portion(1_000_000, 2, handful=1) == 100, "Ray keeps account of each portion"
+
+
 def test_no_jobs_start_no_workers(ray_pool, odd):
     ray_pool.run("working", odd, [], lambda *_: None)
     assert not odd.opened.exists()
@@ -99,6 +113,22 @@ def test_without_ray_the_install_line_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependency, match=r"pip install 'lynx-video\[train\]'"), open_pool():
         pass
+
+
+def test_without_an_address_no_cluster_is_joined(monkeypatch):
+    import ray
+
+    asked = {}
+
+    def start(**how):
+        asked.update(how)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", start)
+    with pytest.raises(LynxError, match="Ray can't be started"), open_pool(workers=2):
+        pass
+    assert (asked["address"], asked["num_cpus"]) == ("local", 2)
 
 
 def test_a_cluster_that_is_not_there_is_one_sentence(monkeypatch):

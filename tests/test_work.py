@@ -27,6 +27,7 @@ def test_a_result_comes_back_with_its_stamp_alone(shelf):
     shelf.save("x", "s", {"words": [1, "ä"]}, tensors)
     assert shelf.value("x", "s") == {"words": [1, "ä"]}
     assert shelf.value("x", "other") is None
+    assert (shelf.note("x"), shelf.note("y")) == (("s", {"words": [1, "ä"]}), None)
     assert {name: value.tolist() for name, value in shelf.tensors("x").items()} == {"a": [0, 1, 2], "b": [1, 1]}
     assert list(shelf.tensors("x", "b")) == ["b"]
 

@@ -20,7 +20,8 @@ from typing import Any, Protocol
 from lynx_video.errors import LynxError, MissingDependency
 
 Progress = Callable[[str, int, int], None]
-_BATCH = 8  # jobs handed out at a time, at most
+HANDFUL = 8
+_MOST_HANDFULS = 10_000  # Ray keeps account of each
 
 
 class Work(Protocol):
@@ -33,10 +34,11 @@ class Work(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """Ray, running. cpus, gpus: what it has."""
+    """Ray, running. cpus, gpus: what it has. handful: jobs handed out at a time, at most; progress is told of so many at once."""
 
     cpus: int
     gpus: int
+    handful: int = HANDFUL
 
     def run(self, name: str, work: Work, jobs: Sequence[Any], progress: Progress, *, use_gpus: bool = False) -> None:
         """Do all jobs, in any order; `progress(name, done, total)` as they get done. Raises what would fail for every job."""
@@ -48,7 +50,7 @@ class Pool:
             return
         gpus = 1 if use_gpus and self.gpus else 0
         workers = min(self.gpus if gpus else self.cpus, len(jobs))
-        batch = max(1, min(_BATCH, len(jobs) // (4 * workers)))
+        batch = portion(len(jobs), workers, self.handful)
         rows = ray.data.from_items(
             [{"job": pickle.dumps(job)} for job in jobs], override_num_blocks=math.ceil(len(jobs) / batch)
         )
@@ -74,20 +76,27 @@ class Pool:
             ) from error
 
 
-@contextmanager
-def open_pool(workers: int | None = None, address: str | None = None) -> Iterator[Pool]:
-    """Ray, started with so many CPUs on this machine (None: all), or found at an address; a Ray that runs already is used.
+def portion(jobs: int, workers: int, handful: int = HANDFUL) -> int:
+    """How many jobs are handed out at a time: a handful at most, fewer where there are few, more where there are very many."""
+    return max(1, min(handful, jobs // (4 * workers)), math.ceil(jobs / _MOST_HANDFULS))
 
-    Raises MissingDependency where Ray is not installed, LynxError where it cannot be reached.
+
+@contextmanager
+def open_pool(workers: int | None = None, address: str | None = None, *, handful: int = HANDFUL) -> Iterator[Pool]:
+    """Ray, started with so many CPUs on this machine (None: all), or found at an address; one that this process has is used.
+
+    handful: as of `Pool`; 1 where a job takes long. Raises MissingDependency where Ray is not installed, LynxError where it can't be
+    reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # and warn of each of its own actors on our stderr
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # or tell on our stdout that a worker died
     try:
         import ray
         import ray.data
     except ImportError:
         raise MissingDependency(
-            "sharing work out needs Ray, which is not installed: pip install 'lynx-video[train]' (or [evaluate], which has it too)"
+            "sharing work out needs Ray, which is not installed: pip install 'lynx-video[train]' (also in [batch] and [evaluate])"
         ) from None
 
     is_ours = not ray.is_initialized()
@@ -95,7 +104,9 @@ def open_pool(workers: int | None = None, address: str | None = None) -> Iterato
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         if is_ours:
-            where = {"address": address} if address else {"num_cpus": workers, "include_dashboard": False}
+            # "local": not a cluster that somebody started on this machine for something else
+            here = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+            where = {"address": address} if address else here
             with _hushed():
                 ray.init(**where, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -106,7 +117,8 @@ def open_pool(workers: int | None = None, address: str | None = None) -> Iterato
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     try:
         resources: dict[str, float] = ray.cluster_resources()
-        yield Pool(cpus=max(1, int(resources.get("CPU", 1))), gpus=int(resources.get("GPU", 0)))
+        cpus, gpus = max(1, int(resources.get("CPU", 1))), int(resources.get("GPU", 0))
+        yield Pool(cpus=cpus, gpus=gpus, handful=handful)
     finally:
         context.enable_progress_bars = bars
         if is_ours:

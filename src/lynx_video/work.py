@@ -60,12 +60,17 @@ class Shelf:
 
     def value(self, key: str, stamp: str) -> Any | None:
         """The JSON value of a result with this stamp; None if there is none, or the file was damaged."""
+        found = self.note(key)
+        return found[1] if found is not None and found[0] == stamp else None
+
+    def note(self, key: str) -> tuple[str, Any] | None:
+        """The stamp and the JSON value of a result, whatever it was made from; None if there is none, or the file was damaged."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(self._file(key), framework="pt") as file:
                 note = json.loads(file.metadata()["note"])
-                return note["value"] if note["stamp"] == stamp else None
+                return note["stamp"], note["value"]
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None
 

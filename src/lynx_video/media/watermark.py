@@ -36,8 +36,12 @@ THRESHOLD = 5.0
 GRID = 128  # side of the square that frames are scaled to before they are searched
 LOWEST, LOW, WIDE = 4, 18, 36  # half waves over the picture (root of the sum of squares): the bands are [4, 18) and [4, 36)
 WIDE_FROM = 128  # pixels of the short side from which a picture holds the wide band; smaller ones hold the low one
-FLAT_TINY, FLAT_LARGE, MOST = 1.8, 0.7, 2.0  # levels (root mean square): flat parts up to 64 px and from 424 px, texture anywhere
-TEXTURE = 6.0  # levels of local spread that hide twice the mark of flat parts
+FLAT_TINY, FLAT_LARGE, MOST = (
+    1.8,
+    0.6,
+    2.0,
+)  # levels (root mean square): flat parts up to 64 px and from 576 px, texture anywhere
+TEXTURE = 3.0  # levels of local spread that hide twice the mark of flat parts
 _LUMA = (0.2126, 0.7152, 0.0722)  # BT.709
 _EDGE, _REACH, _LIMIT = 4.0, 8.0, 4.0  # of the residual, in levels, grid points, levels
 _SMOOTH, _CALM = 1.5, 1.5  # of the whitening: neighbourhood in half waves, and where large cosines are bent down
@@ -55,7 +59,7 @@ class Detection:
 def mark(frames: Video) -> Video:
     """The clip, uint8 [F, H, W, 3] RGB, with the mark in every frame; the same frames give the same bits.
 
-    A frame changes by 0.7 to 2.0 levels (root mean square), most where its texture hides it: never under 42 dB. Pictures under 48 px
+    A frame changes by 0.6 to 2.0 levels (root mean square), most where its texture hides it: never under 42 dB. Pictures under 48 px
     hold too little of it to be found reliably.
 
     Raises:
@@ -77,7 +81,9 @@ def mark(frames: Video) -> Video:
         grey = _grey(frame)
         mean = cv2.blur(grey, (reach, reach))
         spread = np.sqrt(np.maximum(cv2.blur(grey * grey, (reach, reach)) - mean * mean, 0))
-        gain = np.minimum(1 + cv2.blur(spread, (reach, reach)) / TEXTURE, MOST / flat)
+        # The least nearby: an edge hides nothing in the flat parts beside it, texture does all over.
+        texture = cv2.blur(cv2.erode(spread, np.ones((reach, reach), np.uint8)), (reach, reach))
+        gain = np.minimum(1 + texture / TEXTURE, MOST / flat)
         marked[number] = np.rint(frame + (pattern * gain)[..., None]).clip(0, 255)
     return marked
 
