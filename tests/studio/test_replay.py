@@ -105,3 +105,25 @@ def test_differences_are_named():
     now = {"versions": {"torch": "2.13", "diffusers": "0.42"}, "machine": {"threads": 2}}
     assert differences(before, now) == ["torch was 2.12, here it is 2.13.", "threads was 1, here it is 2."]
     assert differences(now, now) == []
+
+
+def test_what_a_private_record_withholds_is_asked_for(tmp_path):
+    private = {**RECORD, "negative_prompt": None, "negative_prompt_withheld": True}
+    with pytest.raises(BadRequest, match="--negative-prompt"):
+        request_of(private, portrait=tmp_path / "me.png")
+    given = request_of(private, portrait=tmp_path / "me.png", negative_prompt="dark")
+    assert given.generation["negative_prompt"] == "dark"
+    with pytest.raises(BadRequest, match="another negative prompt"):
+        request_of(RECORD, portrait=tmp_path / "me.png", negative_prompt="dark")
+
+
+def test_a_face_record_is_asked_for(tmp_path):
+    recorded = {**RECORD, "face_record": True, "face_index": None}
+    with pytest.raises(BadRequest, match="--face-record"):
+        request_of(recorded, portrait=tmp_path / "me.png")
+    assert request_of(recorded, portrait=tmp_path / "me.png", face_record=tmp_path / "me.json").face_record
+
+
+def test_a_record_of_no_known_model_is_refused():
+    with pytest.raises(BadRequest, match="model"):
+        setup_of({**RECORD, "model": {"name": "nano"}}, Setup())

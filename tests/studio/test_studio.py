@@ -16,7 +16,7 @@ from lynx_video.pipeline.enrol import save_enrolment
 from lynx_video.safety import Gate, SafetyConfig
 from lynx_video.studio.publish import consent_noted, frames_hash
 from lynx_video.studio.request import Request
-from lynx_video.studio.setup import MarkFlags, SelectFlags, Setup
+from lynx_video.studio.setup import MarkFlags, ModelFlags, SelectFlags, Setup
 from lynx_video.studio.studio import Studio
 
 QUICK = {"num_inference_steps": 2, "num_frames": 5}
@@ -87,6 +87,34 @@ def test_an_enrolled_person_needs_no_portrait_and_brings_the_consent(studio, ask
     )
     assert record["reference_latent"] == "mean"
     assert record["adapter_hash"]
+
+
+def test_arms_do_not_mix(asked, alice, tmp_path):
+    files = {}
+    for model in ("nano", "nano-lite"):
+        files[model] = tmp_path / f"{model}.safetensors"
+        save_enrolment(files[model], Studio(Setup(model=ModelFlags(model=model))).enrol(alice))
+    studio = Studio(Setup())
+    made = {
+        model: studio.make(replace(asked, portrait=None, identity=file), tmp_path / f"{model}.mp4").record
+        for model, file in files.items()
+    }
+    assert [record["arm"] for record in made.values()] == ["full", "lite"]
+    assert [record["guidance_scale_i"] for record in made.values()] == [2.5, None]
+
+
+def test_what_is_loaded_serves_an_enrolled_person_and_a_part_that_is_off(studio, asked, alice, tmp_path):
+    studio.make(asked, tmp_path / "first.mp4")
+    save_enrolment(tmp_path / "alice.safetensors", studio.enrol(alice))
+    kept = studio._held
+    enrolled = studio.make(replace(asked, portrait=None, identity=tmp_path / "alice.safetensors"), tmp_path / "second.mp4")
+    off = replace(asked, generation={**QUICK, "ref_scale": 0})
+    without = studio.make(off, tmp_path / "third.mp4")
+    assert studio._held is kept
+    alone = Studio(Setup())
+    assert alone.make(off, tmp_path / "alone.mp4").record["frames_hash"] == without.record["frames_hash"]
+    fresh = Studio(Setup()).make(replace(asked, portrait=None, identity=tmp_path / "alice.safetensors"), tmp_path / "4.mp4")
+    assert fresh.record["frames_hash"] == enrolled.record["frames_hash"]
 
 
 def test_a_private_record_keeps_the_words_out_of_the_whole_file(studio, asked, tmp_path):
@@ -203,3 +231,5 @@ def test_consent_is_a_text_or_a_file(tmp_path):
     assert noted.startswith("letter.txt, sha256 ")
     assert str(tmp_path) not in noted
     assert consent_noted("x" * 5000) == "x" * 5000
+    with pytest.raises(BadRequest, match="no such file"):
+        consent_noted(str(tmp_path / "leter.txt"))

@@ -12,7 +12,10 @@ from lynx_video.cli.console import Console, hush_libraries
 from lynx_video.cli.options import options
 from lynx_video.config import RuntimeConfig
 from lynx_video.errors import BadRequest
+from lynx_video.safety import SafetyConfig
+from lynx_video.studio.gate import check_source, gate_of
 from lynx_video.studio.models import sit, survey_model
+from lynx_video.studio.publish import consent_noted
 from lynx_video.studio.setup import FaceFlags, ModelFlags
 
 SAME_PERSON = 0.3  # cosine of ArcFace vectors below which two photos are more likely of two people
@@ -25,7 +28,7 @@ class EnrollFlags:
     output: Path | None = field(default=None, metadata={"flags": ("-o",)})
     "identity file, .safetensors"
     consent: str = ""
-    "note kept in the file: who agreed to the use of this face, and how"
+    "who agreed to the use of this face, and how: a text, or a file, whose name and hash are noted"
     face_record: tuple[Path, ...] = ()
     "points and embedding in place of face models, one for each portrait in order"
     face_index: int | None = None
@@ -48,10 +51,25 @@ class EnrollFlags:
     EnrollFlags,
     ModelFlags,
     RuntimeConfig,
+    SafetyConfig,
     # an identity is of the base without LoRAs, and no clip is made
-    without=("compile", "passes", "vae_tiling", "lora_path", "lora_passes", "pass_degree", "ulysses_degree", "ring_degree"),
+    without=(
+        "compile",
+        "passes",
+        "vae_tiling",
+        "lora_path",
+        "lora_passes",
+        "pass_degree",
+        "ulysses_degree",
+        "ring_degree",
+        "safety_every",
+        "prompt_checker",
+        "prompt_threshold",
+    ),
 )
-def enroll(portraits: tuple[Path, ...], flags: EnrollFlags, model: ModelFlags, runtime: RuntimeConfig) -> None:
+def enroll(
+    portraits: tuple[Path, ...], flags: EnrollFlags, model: ModelFlags, runtime: RuntimeConfig, safety: SafetyConfig
+) -> None:
     """Write an identity file from PORTRAITS of one person, for `generate --identity`.
 
     It holds the face's vector (the mean of several photos), the crops of the first photo, and the keys and values for the named
@@ -72,6 +90,7 @@ def enroll(portraits: tuple[Path, ...], flags: EnrollFlags, model: ModelFlags, r
     for portrait in portraits:
         read_picture(portrait)
     records = [read_record(file) for file in flags.face_record]
+    consent = consent_noted(flags.consent)
 
     hush_libraries()
     from lynx_video.pipeline.enrol import enrol, save_enrolment
@@ -80,11 +99,14 @@ def enroll(portraits: tuple[Path, ...], flags: EnrollFlags, model: ModelFlags, r
 
     face = FaceFlags(face_index=flags.face_index, face_detector=flags.face_detector, arcface=flags.arcface)
     blueprint = survey_model(model, face, runtime=runtime)
-    for caution in blueprint.cautions:
+    gate, cautions = gate_of(safety, model, blueprint)
+    for caution in (*cautions, *blueprint.cautions):
         console.warn(caution)
+    for portrait in portraits:
+        check_source(gate, portrait, None)
     size = blueprint.defaults.reference_size
     sitters = [
-        sit(blueprint.faces, portrait, model, face, record=record, reference_size=size, consent=flags.consent)
+        sit(blueprint.faces, portrait, model, face, record=record, reference_size=size, consent=consent)
         for portrait, record in zip_longest(portraits, records)
     ]
     first = sitters[0].identity
@@ -95,7 +117,7 @@ def enroll(portraits: tuple[Path, ...], flags: EnrollFlags, model: ModelFlags, r
         if alike < SAME_PERSON:
             console.warn(f"{portrait}: resembles {portraits[0]} by {alike:.2f} only; is it the same person?")
     identity = merge([sitter.identity for sitter in sitters]) if len(sitters) > 1 else first
-    enrolment = enrol(assemble(blueprint), replace(identity, consent=flags.consent))
+    enrolment = enrol(assemble(blueprint), replace(identity, consent=consent))
     save_enrolment(flags.output, enrolment)
 
     size_bytes = flags.output.stat().st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,10 @@ class ReplayFlags:
     "the identity file, for a clip that was made from one"
     prompt: str | None = None
     "the prompt, for a private record"
+    negative_prompt: str | None = None
+    "the negative prompt, for a private record that withholds one"
+    face_record: Path | None = None
+    "the face record, for a clip that was made with one"
     output: Path | None = field(default=None, metadata={"flags": ("-o",)})
     "file of the new clip; by default CLIP-replay beside CLIP"
     overwrite: bool = False
@@ -46,11 +51,10 @@ class ReplayFlags:
     RuntimeConfig,
     SigningFlags,
     SafetyConfig,
-    # what shapes the clip is in its record
+    # what shapes the clip is in its record; face_record is asked for above
     without=(
         "model",
         "face_index",
-        "face_record",
         "vram_budget",
         "quantize",
         "vae_tiling",
@@ -85,13 +89,20 @@ def replay(
     if found.state != "untouched":
         console.warn(f"{clip} is {found.state}: its record may not be the one it was made with.")
     record = found.record
-    request = request_of(record, portrait=flags.subject_image, identity=flags.identity, prompt=flags.prompt)
+    request = request_of(
+        record,
+        portrait=flags.subject_image,
+        identity=flags.identity,
+        prompt=flags.prompt,
+        negative_prompt=flags.negative_prompt,
+        face_record=flags.face_record,
+    )
     setup = setup_of(record, Setup(model=model, face=face, runtime=given(runtime), safety=safety, signing=signing))
     threads = (record.get("machine") or {}).get("threads")
     if isinstance(threads, int) and threads > 0:
         import torch
 
-        torch.set_num_threads(threads)  # sums in another order end in other bits
+        torch.set_num_threads(min(threads, os.cpu_count() or 1))  # sums in another order end in other bits
     target = flags.output or clip.with_name(f"{clip.stem}-replay{clip.suffix}")
     output = OutputFlags(output=target, overwrite=flags.overwrite)
     ready = prepare(request, setup, output, console)
@@ -99,21 +110,24 @@ def replay(
     made = shoot(ready, output, console)
     same = made.record["frames_hash"] == record["frames_hash"]
     why = [] if same else differences(record, made.record)
-    verdict = "the same frames, bit for bit" if same else "other frames"
+    untouched = found.state == "untouched"
+    verdict = "the same frames, bit for bit" if same and untouched else "other frames"
+    if same and not untouched:
+        verdict = f"the frames that the record claims, but {clip} is {found.state}: its own may be others"
     console.result(
         f"{target}: {verdict}",
         {
             "clip": str(clip),
             "output": str(target),
             "same": same,
+            "state": found.state,
             "frames_hash": made.record["frames_hash"],
             "recorded_frames_hash": record["frames_hash"],
             "differences": why,
         },
     )
     if not same:
-        reason = (
-            " ".join(why)
-            or "Versions, device and threads are the recorded ones: the record was altered, or the machine differs."
-        )
+        reason = " ".join(why) or "Nothing that the record holds explains it."
         raise Missed(f"{target} has other frames than {clip}. {reason}")
+    if not untouched:
+        raise Missed(f"{clip} is {found.state}: it cannot be told whether its frames are those of {target}.")

@@ -16,6 +16,8 @@ from lynx_video.errors import BadRequest, Unverified
 if TYPE_CHECKING:
     from lynx_video.media.provenance import Provenance
 
+LOOKED_AT = 121
+"""Frames in which the watermark is looked for, at most: somebody else's video may be hours long."""
 _HASHES = {"base": "base_hash", "adapter": "adapter_hash", "LoRAs": "lora_hash", "portrait": "portrait_hash"}
 
 
@@ -108,7 +110,7 @@ def _watermark(clip: Path, found: Provenance) -> tuple[dict[str, Any] | None, st
     from lynx_video.media.watermark import detect
 
     try:
-        frames, _ = read_video(clip)
+        frames, _ = read_video(clip, LOOKED_AT)
     except BadRequest as error:
         if found.state == "unsigned":  # nothing at all could be told of it
             raise

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -109,15 +109,16 @@ def write_video(
             raise BadOutput(f"{file}: cannot be written ({error.strerror or error}).") from error
 
 
-def read_video(path: str | os.PathLike[str]) -> tuple[Video, float]:
-    """All frames of a video, uint8 [F, H, W, 3] RGB, and its frames per second.
+def read_video(path: str | os.PathLike[str], most: int | None = None) -> tuple[Video, float]:
+    """All frames of a video, or the first so many, uint8 [F, H, W, 3] RGB, and its frames per second.
 
     Raises:
         BadRequest: no such file, or not a video that can be read.
     """
     file = _existing(path)
     if _is_webp(file):
-        return _read_webp(file)
+        whole, fps = _read_webp(file)
+        return whole[:most], fps
     import av
     import numpy as np
 
@@ -130,7 +131,7 @@ def read_video(path: str | os.PathLike[str]) -> tuple[Video, float]:
             # Untagged files are taken for BT.601, as the decoders of small videos take them.
             frames = [
                 frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if frame.colorspace == _BT709 else "ITU601")
-                for frame in container.decode(stream)
+                for frame in islice(container.decode(stream), most)
             ]
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, BadRequest):

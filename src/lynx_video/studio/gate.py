@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lynx_video.errors import BadRequest
 from lynx_video.studio.setup import ModelFlags
 
 if TYPE_CHECKING:
@@ -42,3 +43,7 @@ def check_source(gate: Gate, portrait: Path | None, enrolment: Enrolment | None)
         crop = enrolment.identity.crop if enrolment.identity.crop is not None else enrolment.identity.aligned
         if crop is not None:
             gate.portrait(crop)
+        elif gate.pictures is not None:
+            raise BadRequest(
+                "the identity file holds no picture that the safety checker could look at: enroll the portrait again."
+            )

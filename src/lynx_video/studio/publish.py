@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lynx_video.errors import BadOutput
+from lynx_video.errors import BadOutput, BadRequest
 from lynx_video.studio.setup import MarkFlags
 
 if TYPE_CHECKING:
     from lynx_video.media.certificate import Signer
     from lynx_video.types import Clip, Video
 
-PRIVATE = ("prompt", "negative_prompt", "portrait", "identity_file")
+PRIVATE = ("prompt", "negative_prompt", "portrait", "identity_file", "loras", "gguf")
 """What a private record leaves out."""
 WITHHELD = "given; its text is private"
 
 
 def consent_noted(text: str) -> str:
-    """What a record says of a consent: the text; of a file its name and hash. For words of somebody at this machine only."""
+    """What a record says of a consent: the text; of a file its name and hash. For words of somebody at this machine only.
+
+    Raises BadRequest for what looks like the name of a file that is not there.
+    """
     from lynx_video.media.image import file_hash
 
     try:
         is_file = bool(text) and Path(text).is_file()
     except (OSError, ValueError):
         is_file = False
+    if not is_file and re.fullmatch(r"\S+\.[A-Za-z]\w{1,4}", text):
+        raise BadRequest(f"--consent {text}: no such file; give a file that is there, or say it in words.")
     return f"{Path(text).name}, sha256 {file_hash(text)}" if is_file else text
 
 
@@ -56,7 +62,7 @@ def record_of(clip: Clip, facts: Mapping[str, Any], marks: MarkFlags) -> dict[st
         "consent": marks.consent or None,
         "private": marks.private,
     }
-    if Path(str(record.get("base", ""))).is_absolute():
+    if Path(str(record.get("base", ""))).exists():
         record["base"] = Path(record["base"]).name  # where it lies is nobody's business; its hash tells which it is
     if marks.private:
         record |= dict.fromkeys(PRIVATE)

@@ -22,7 +22,7 @@ from lynx_video.errors import BadRequest, LynxWarning, Refused
 from lynx_video.studio.gate import check_source, gate_of
 from lynx_video.studio.models import idle_options, read_face_record, scored_by, sit, survey_model
 from lynx_video.studio.publish import publish, record_of
-from lynx_video.studio.replay import machine_facts
+from lynx_video.studio.replay import bits_facts, machine_facts
 from lynx_video.studio.request import Request
 from lynx_video.studio.setup import SelectFlags, Setup
 from lynx_video.studio.speed import tune
@@ -205,12 +205,18 @@ class Studio:
             before_writing(clip)
         judge = blueprint.faces.judge_name if clip.coverage is not None else ""
         missed = what_missed(clip, select.min_similarity)
-        said = {"model": self.setup.model.model, "judge": judge, "preset": request.preset, "safety": order.gate.record()} | (
-            {"missed": missed} if missed else {}
-        )
+        said: dict[str, Any] = {"model": self.setup.model.model, "judge": judge, "preset": request.preset}
+        said |= {"safety": order.gate.record()} | ({"missed": missed} if missed else {})
         if order.enrolment is not None and not components.adapter_hash:
             said["adapter_hash"] = order.enrolment.adapter_hash  # whose memories the file brought
-        record = record_of(clip, {**said, "machine": machine_facts(str(components.device)), **(facts or {})}, marks)
+        said |= {
+            "face_encoder": guest.identity.encoder,
+            **bits_facts(components),
+            "machine": machine_facts(str(components.device)),
+        }
+        record = record_of(clip, {**said, **(facts or {})}, marks)
+        if marks.private and config.negative_prompt is not None:
+            record["negative_prompt_withheld"] = True
         if ranks is None or ranks.first:
             publish(target, clip, record, marks, self.signer(), tensors)
         cautions = (*order.cautions, *guest.cautions, *(str(one.message) for one in told))
@@ -270,6 +276,12 @@ class Studio:
         return self._signer
 
     def _survey(self, config: GenerateConfig, enrolment: Enrolment | None, runtime: RuntimeConfig) -> Blueprint:
+        held = self._held[1] if self._held is not None else None
+        if held is not None and held.adapter_hash:
+            # What is loaded is not read again for a request that could do with less of it.
+            config = replace(config, ip_scale=config.ip_scale or 1.0, ref_scale=config.ref_scale or 1.0)
+            if enrolment is not None and (enrolment.base_hash, enrolment.adapter_hash) == (held.base_hash, held.adapter_hash):
+                enrolment = None
         found = survey_model(self.setup.model, self.setup.face, config, enrolment, runtime)
         if self.setup.recogniser is not None:
             found = replace(found, faces=scored_by(found.faces, self.setup.recogniser))
@@ -284,8 +296,17 @@ class Studio:
         """The model, held as the blueprint says; read anew only if it is held otherwise."""
         from lynx_video.pipeline.load import assemble
 
-        files = blueprint.files.files if blueprint.files is not None else ()
-        key = (blueprint.runtime, blueprint.layout and str(blueprint.layout), files, config.idle_models, ranks is None)
+        key = (
+            blueprint.runtime,
+            blueprint.layout and str(blueprint.layout),
+            blueprint.base_hash,
+            blueprint.adapter_hash,
+            blueprint.files and repr(blueprint.files.config),
+            blueprint.arm,
+            blueprint.defaults,
+            config.idle_models,
+            ranks is None,
+        )
         if self._held is None or self._held[0] != key:
             self._held = None  # two models do not fit
             self._held = (key, assemble(blueprint, idle_models=config.idle_models, ranks=ranks))
@@ -301,7 +322,8 @@ class Studio:
 
         assert request.portrait is not None
         size = blueprint.defaults.reference_size
-        key = (file_hash(request.portrait), request.face_index, request.face_record, size)
+        record = request.face_record and file_hash(request.face_record)
+        key = (file_hash(request.portrait), request.face_index, record, size)
         if key in self._people:
             self._people.move_to_end(key)
             return self._people[key]  # type: ignore[no-any-return]
@@ -315,6 +337,8 @@ class Studio:
             reference_size=size,
             shown=Path(request.name),
         )
+        if sitter.identity.portrait_hash != key[0]:
+            raise BadRequest(f"{request.name}: the file was changed while it was read; ask again.")
         self._people[key] = sitter
         if len(self._people) > KEPT_PEOPLE:
             self._people.popitem(last=False)
