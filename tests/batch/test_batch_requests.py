@@ -9,6 +9,7 @@ import pytest
 from lynx_video.batch import check, grid, wanted
 from lynx_video.batch.check import grid_requests, read_prompts, read_requests
 from lynx_video.batch.lines import read_lines
+from lynx_video.batch.wanted import keyed
 from lynx_video.errors import BadRequest, Refused
 from lynx_video.media.image import file_hash
 from lynx_video.pipeline.enrol import save_enrolment
@@ -95,13 +96,19 @@ def test_names_stay_when_lines_move_and_change_with_what_is_asked(read, tmp_path
     assert read({**ANN, "portrait": "bob.png"})[0].stamp != first[0].stamp
 
 
-def test_the_mark_of_a_private_clip_tells_nothing_of_its_words(read):
-    said = [
-        read({**ANN, "id": "x", "prompt": prompt, "private": private})[0] for prompt in ("a", "b") for private in (True, False)
-    ]
-    assert said[0].mark == said[2].mark
-    assert said[0].stamp != said[2].stamp
-    assert said[1].mark != said[3].mark
+def test_a_private_clip_tells_nothing_of_its_words(read):
+    first, second = read(
+        {**ANN, "prompt": "a", "private": True, "consent": "x"}, {**ANN, "prompt": "b", "private": True, "consent": "y"}
+    )
+    assert "ann" not in first.id
+    assert second.id == f"{first.id}-2", "the file's name does not depend on the words"
+    alone = read({**ANN, "prompt": "b", "private": True, "consent": "y"})[0]
+    assert alone.id == first.id
+    one, other = keyed(first, b"1"), keyed(first, b"2")
+    assert len({first.stamp, one.stamp, other.stamp}) == 3
+    assert keyed(first, b"1").stamp == one.stamp != keyed(second, b"1").stamp
+    public = read({**ANN, "prompt": "a"})[0]
+    assert keyed(public, b"1") is public
 
 
 def test_the_command_line_counts_where_a_line_says_nothing(read):

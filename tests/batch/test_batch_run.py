@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 
 from lynx_video.batch import results
@@ -78,7 +79,7 @@ def test_every_clip_is_made_once_and_the_table_says_how(read, run, rows, tmp_pat
         for name in ("similarity", "coverage", "frames_hash", "judge", "prompt", "preset"):
             assert row[name] == said[name] is not None
         assert (said["portrait"], said["portrait_hash"]) == (one.request.portrait.name, file_hash(one.request.portrait))
-        assert (said["reference_latent"], said["identity_file"], said["face_index"], said[MARK]) == ("mean", None, 0, one.mark)
+        assert (said["reference_latent"], said["identity_file"], said["face_index"], said[MARK]) == ("mean", None, 0, one.stamp)
         assert read_video(clip)[0].shape == (5, 64, 64, 3)
     assert (tmp_path / "out" / "clips" / "best.webp").is_file()
     with (tmp_path / "out" / "results.csv").open(newline="") as file:
@@ -363,6 +364,36 @@ def test_a_private_request_leaves_no_words_behind_in_clip_and_table(read, run, r
     assert (row["prompt"], row["portrait"], row["status"]) == (None, None, "done")
     for name in ("results.jsonl", "results.csv"):
         assert "secretly" not in (tmp_path / "out" / name).read_text()
+
+
+def test_a_private_clip_is_not_taken_for_one_with_other_words(read, run, rows, tmp_path):
+    run(read({**ANN, "id": "x", "private": True, "prompt": "a person nods"}))
+    (tmp_path / "out" / "work" / "made" / "x.safetensors").unlink()  # its worker died before it noted the clip
+    with pytest.raises(BadOutput, match="was not made for the request 'x'"):
+        run(read({**ANN, "id": "x", "private": True, "prompt": "a person smiles"}))
+    run(read({**ANN, "id": "x", "private": True, "prompt": "a person nods"}))
+    assert rows()["x"]["status"] == "done"
+
+
+def test_the_name_of_a_private_portrait_without_a_face_is_not_said(read, run, rows, tmp_path):
+    from lynx_video.media.image import write_picture
+
+    write_picture(tmp_path / "secret-ada.png", np.full((64, 64, 3), 200, np.uint8))
+    run(read({**ANN, "id": "x", "portrait": "secret-ada.png", "private": True}))
+    assert rows()["x"]["status"] == "failed"
+    for file in (tmp_path / "out").rglob("*"):
+        if file.is_file() and "people" not in file.parts:
+            assert b"secret-ada" not in file.read_bytes(), file
+
+
+def test_a_damaged_identity_file_is_made_again(read, run, rows, tmp_path):
+    run(read({**ANN, "id": "a"}))
+    (file,) = (tmp_path / "out" / "work" / "identities").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    run(read({**ANN, "id": "a"}, {**ANN, "id": "b", "seed": 2}))
+    assert rows()["b"]["status"] == "done"
+    assert len(file.read_bytes()) == len(whole)
 
 
 def test_a_portrait_that_changes_while_the_batch_runs_is_seen(read, run, rows, here_pool, tmp_path):

@@ -95,21 +95,22 @@ class BatchWork:
 
             def lost(error: Exception | None) -> Made:
                 value, tensors = error.made if isinstance(error, _Unprojected) else _lost(error)
-                return {"queued": job.queued, "finished": now(), **value}, tensors
+                return {"queued": job.queued, "finished": now(), **value, "reason": _said(job.wanted, value["reason"])}, tensors
 
             key, stamp = take_key(job.wanted), job.wanted.stamp
             attempt(self.made, key, stamp, _guarded(lambda: self._shoot(studio, job)), lost, job.wanted.id)
 
         return do
 
-    def _shoot(self, studio: Studio, take: Take) -> Made:
+    def _shoot(self, studio: Studio, take: Take, *, again: bool = True) -> Made:
         """A clip, or the one that is there."""
         self._stop_if_overtaken()
         times = {"queued": take.queued, "started": now()}
         if take.target.exists():
             return {**times, **recovered(take.wanted, take.target)}, {}
         _check_source(take.wanted.request.source, take.wanted.source_hash)
-        cautions = self._warnings(studio, take.person) if take.person is not None else []
+        found = self._warnings(studio, take.person) if take.person is not None else []
+        cautions = [f"{take.wanted.request.name}: {text}" for text in found]
 
         def before_writing(_: Clip) -> None:
             self._stop_if_overtaken()
@@ -130,6 +131,8 @@ class BatchWork:
         except _Known:
             return {**times, **recovered(take.wanted, take.target)}, {}
         except BadWeights as error:
+            if again and take.person is not None and self._forget_damaged(take.person):
+                return self._shoot(studio, take, again=False)
             _check_identity(take.wanted.request)
             raise _Spoiled from error
         return {**times, **told(made.record, made.missed), "warnings": [*cautions, *made.cautions], "finished": now()}, {}
@@ -144,6 +147,18 @@ class BatchWork:
             keep(self.people, person.key, person.key, made)
             value = made[0]
         return list(value["warnings"])
+
+    def _forget_damaged(self, person: Person) -> bool:
+        """Whether the identity file of a person was damaged; it is gone then, and will be made again."""
+        from lynx_video.pipeline.enrol import load_enrolment
+
+        try:
+            load_enrolment(person.file)
+        except BadWeights:
+            person.file.unlink(missing_ok=True)
+            self.people.drop(person.key)
+            return True
+        return False
 
     def _stop_if_overtaken(self, _: object = None) -> None:
         if current_run(self.made.folder.parent) != self.made.run:
@@ -161,7 +176,15 @@ def project(studio: Studio, person: Person) -> Made:
     except BadWeights as error:
         raise _Spoiled from error
     save_enrolment(person.file, enrolment)
-    return {"warnings": [f"{person.portrait}: {text}" for text in faces[person.face_index or 0][1]]}, {}
+    return {"warnings": faces[person.face_index or 0][1]}, {}
+
+
+def _said(wanted: Wanted, reason: str) -> str:
+    """A reason, without the names of a private request's files."""
+    if not wanted.request.marks.private:
+        return reason
+    source = wanted.request.source
+    return reason.replace(str(source), wanted.request.name).replace(source.name, wanted.request.name)
 
 
 def take_key(wanted: Wanted) -> str:
@@ -180,7 +203,7 @@ def request_of(take: Take) -> Request:
 def facts_of(take: Take) -> dict[str, Any]:
     """What the clip's record says beside what every record says: whose clip it is, where an identity file stands for a portrait."""
     request = take.wanted.request
-    facts: dict[str, Any] = {MARK: take.wanted.mark}
+    facts: dict[str, Any] = {MARK: take.wanted.stamp}
     if take.person is not None:
         facts |= {"portrait": Path(request.name).name, "identity_file": None, "face_index": request.face_index or 0}
     return facts
@@ -206,7 +229,7 @@ def recovered(wanted: Wanted, clip: Path) -> dict[str, Any]:
         record = read_metadata(clip)
     except BadRequest as error:
         raise BadOutput(f"{error} It is in the way of a clip to be made; move it away.") from error
-    if record.get(MARK) != wanted.mark:
+    if record.get(MARK) != wanted.stamp:
         raise BadOutput(
             f"{clip} was not made for the request {wanted.id!r} ({wanted.where}); move it away, or give another id."
         )

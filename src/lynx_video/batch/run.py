@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,11 +23,12 @@ from typing import TYPE_CHECKING, Any
 from lynx_video.batch.check import settings_key
 from lynx_video.batch.jobs import RUN, BatchWork, Person, Take, now, recovered, take_key
 from lynx_video.batch.results import CLIPS, RESULTS, TABLE, Table, read_rows
-from lynx_video.batch.wanted import Wanted
+from lynx_video.batch.wanted import Wanted, keyed
 from lynx_video.draft import draft
 from lynx_video.errors import BadOutput
 from lynx_video.media.video import EXTENSIONS
 from lynx_video.pool import Pool, Progress
+from lynx_video.presets import SPEED
 from lynx_video.studio.setup import Setup
 from lynx_video.work import SETTINGS, WORK, Shelf, alone_in, claim_work, disk_full, is_full, keep
 
@@ -68,7 +70,9 @@ def run_batch(
     with alone_in(work):
         otherwise = "name what it was begun with"
         claim_work(work, settings(blueprint, setup), otherwise=otherwise)
-        if any(by_identity_file(one, blueprint) for one in wanted):
+        key = _key(work)
+        wanted = [keyed(one, key) for one in wanted]
+        if any(one.request.portrait is not None for one in wanted):
             claim_work(work / PEOPLE, people_settings(blueprint), otherwise=otherwise)
         shelf = Shelf(folder=work / "made", run=uuid.uuid4().hex)
         _check_ids(folder / CLIPS, wanted, shelf)
@@ -99,6 +103,16 @@ def run_batch(
             table.update(now=True)
     made_now = sum(table.rows.get(one.id, {}).get("status") in MADE for one in waiting)
     return Summary(results=folder / RESULTS, counts=table.counts(), made_now=made_now)
+
+
+def _key(work: Path) -> bytes:
+    """What the stamps of private requests are made with; drawn once for a folder. Without it none of their clips is recognised."""
+    file = work / "key"
+    if not file.is_file():
+        with draft(file) as partial:
+            partial.touch(mode=0o600)
+            partial.write_bytes(secrets.token_bytes(32))
+    return file.read_bytes()
 
 
 def _take_over(work: Path, run: str) -> None:
@@ -165,9 +179,14 @@ def _missing(persons: Sequence[Person], shelf: Shelf, *, retry_failed: bool) -> 
 
 
 def by_identity_file(wanted: Wanted, blueprint: Blueprint) -> bool:
-    """Whether a clip is made by an identity file of its portrait: not on a base of two experts, nor with a sampled reference latent."""
-    sampled = wanted.request.generation.get("reference_latent") == "sample"
-    return wanted.request.portrait is not None and not blueprint.boundary and not sampled
+    """Whether a clip is made by an identity file of its portrait.
+
+    Not on a base of two experts, nor with a sampled reference latent, nor by a preset that holds the model in another way than the
+    one that projects.
+    """
+    request = wanted.request
+    sampled = request.generation.get("reference_latent") == "sample"
+    return request.portrait is not None and not blueprint.boundary and not sampled and not SPEED[request.preset]().runtime
 
 
 def _person(work: Path, wanted: Wanted, blueprint: Blueprint) -> Person:
@@ -188,6 +207,7 @@ def settings(blueprint: Blueprint, setup: Setup) -> dict[str, Any]:
         "torch_dtype": str(blueprint.dtype).removeprefix("torch."),
         "safety": {name: str(value) for name, value in asdict(setup.safety).items()},
         "recogniser": blueprint.faces.judge_name,
+        "lora_hash": blueprint.lora_hash,
         "runtime": {name: str(value) for name, value in sorted(setup.runtime.items())},
     }
 

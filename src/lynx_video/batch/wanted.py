@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import hmac
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ KEYS = (
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 _UNSAID = ("prompt", "negative_prompt", "consent")
-"""What a private clip does not even carry in its mark: short texts can be guessed from a hash."""
+"""What the name of a private clip's file does not depend on: short texts can be guessed from a hash."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +37,7 @@ class Wanted:
     """A clip that is wanted.
 
     id: its name in results and files. where: `requests.jsonl:3`. source_hash: sha256 of the portrait or identity file. stamp: sha256
-    of all that shapes the clip, but for the model; mark: the same as the clip's own record carries it.
+    of all that shapes the clip, but for the model, which the clip's own record carries, too; of a private one see `keyed`.
     """
 
     id: str
@@ -44,8 +45,9 @@ class Wanted:
     request: Request
     source_hash: str
     stamp: str
-    mark: str
     ext: str = "mp4"
+    numbered: bool = False
+    "whether its id may be given a number: of private requests that differ in their words alone"
 
     @property
     def file(self) -> str:
@@ -114,8 +116,8 @@ class Reader:
             request=request,
             source_hash=source_hash,
             stamp=_digest(content),
-            mark=_digest({key: value for key, value in content.items() if not (marks.private and key in _UNSAID)}),
             ext=ext,
+            numbered=marks.private and not (values.get("id", values.get("name")) and not several),
         )
 
     def _prompt(self, values: Mapping[str, Any]) -> str:
@@ -162,6 +164,13 @@ class Reader:
         return noted if noted != beside else text
 
 
+def keyed(wanted: Wanted, key: bytes) -> Wanted:
+    """The request as a folder knows it: a private one by a stamp that nobody can try words on who has not the folder's key."""
+    if not wanted.request.marks.private:
+        return wanted
+    return replace(wanted, stamp=hmac.new(key, wanted.stamp.encode(), hashlib.sha256).hexdigest())
+
+
 def collect(lines: Sequence[Line], reader: Reader, problems: list[Problem]) -> list[Wanted]:
     """The requests of all lines, in order, each with a name of its own; what is wrong is added to `problems`.
 
@@ -173,6 +182,11 @@ def collect(lines: Sequence[Line], reader: Reader, problems: list[Problem]) -> l
         try:
             for one in reader.requests(line):
                 other = names.setdefault(one.id.casefold(), one)  # on some disks A.mp4 and a.mp4 are one file
+                count = 1
+                while other is not one and one.numbered and other.stamp != one.stamp:
+                    count += 1
+                    one = replace(one, id=f"{one.id.removesuffix(f'-{count - 1}')}-{count}")
+                    other = names.setdefault(one.id.casefold(), one)
                 if other is not one:
                     raise BadRequest(_twice(one, other))
                 found.append(one)
@@ -219,8 +233,9 @@ def _id(values: Mapping[str, Any], request: Request, content: Mapping[str, Any],
         )
     if name and not several:
         return name
-    stem = name[:60] or re.sub(r"[^A-Za-z0-9]+", "-", request.source.stem)[:40].strip("-") or "clip"
-    apart = {key: value for key, value in content.items() if key != "seed"}
+    private = request.marks.private
+    stem = name[:60] or ("" if private else re.sub(r"[^A-Za-z0-9]+", "-", request.source.stem)[:40].strip("-")) or "clip"
+    apart = {key: value for key, value in content.items() if key != "seed" and not (private and key in _UNSAID)}
     return f"{stem}-{_digest(apart)[:12]}-s{content['seed']}"
 
 
