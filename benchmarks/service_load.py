@@ -142,7 +142,7 @@ def run(load: Load, folder: Path) -> dict[str, Any]:
     portrait = _portrait()
     notes, server = Notes(), Server(load, folder)
     downs: list[dict[str, Any]] = []
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), [os.getloadavg()[0]]
     try:
         first_start = server.start()
         numbers = iter(range(load.jobs))
@@ -157,6 +157,7 @@ def run(load: Load, folder: Path) -> dict[str, Any]:
             if not _wait(notes, mark):
                 break
             gone, back = server.stop(how), server.start()
+            busy.append(os.getloadavg()[0])
             downs.append({"how": how, "at_job": mark, "seconds_to_end": round(gone, 2), "seconds_to_answer": round(back, 2)})
         _wait(notes, load.jobs)
         for one in clients:
@@ -171,6 +172,7 @@ def run(load: Load, folder: Path) -> dict[str, Any]:
         **figures,
         "seconds": round(seconds, 1),
         "seconds_to_first_answer": round(first_start, 2),
+        "load_average": [round(one, 1) for one in busy],
         "stops": downs,
         "load": asdict(load),
         "faults": notes.faults,
@@ -387,7 +389,8 @@ def table(found: dict[str, Any]) -> str:
         f"lynx-video {__version__}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores for everything: "
         f"server, {load['workers']} worker(s) with nano, and clients. "
         f"Clips of {load['frames']} frames and {load['steps']} steps; at most "
-        f"{load['queue_limit']} jobs may wait.",
+        f"{load['queue_limit']} jobs may wait. Load average of the machine before the start and at each restart: "
+        f"{', '.join(f'{one:g}' for one in found['load_average'])}; what is above 3 is of other programs.",
         "",
         f"Completed: **{found['completed']} of {load['jobs']}** in {found['seconds']:g} s. Lost, doubled or damaged: "
         + ("**none**." if not found["faults"] else "; ".join(found["faults"])),

@@ -32,4 +32,6 @@ def refused(answer, status, code, param=None):
 def left(client):
     """Files that lie in the data folder beside the database."""
     folder = client.service.folder.path
-    return sorted(str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file() and "lynx-video.db" not in one.name)
+    return sorted(
+        str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file() and "lynx-video.db" not in one.name
+    )

@@ -119,7 +119,9 @@ def pictures():
     yield "huge.png", huge.getvalue(), 413, "too_large"
 
 
-@pytest.mark.parametrize(("name", "picture", "status", "code"), list(pictures()), ids=lambda one: one if isinstance(one, str) else None)
+@pytest.mark.parametrize(
+    ("name", "picture", "status", "code"), list(pictures()), ids=lambda one: one if isinstance(one, str) else None
+)
 def test_pictures_that_cannot_be_used(asking_once, name, picture, status, code):
     error = refused(ask(asking_once, picture, name), status, code, "input_reference")
     assert name in error["message"]
@@ -158,7 +160,14 @@ def test_a_request_says_who(asking_once, portrait):
     body = {"prompt": PROMPT, "input_reference": data_url(portrait), "identity": "ident_" + "0" * 32}
     refused(asking_once.post("/v1/videos", json=body), 404, "identity_not_found", "identity")
     refused(asking_once.post("/v1/identities", json={}), 400, "missing_field", "portrait")
-    for value in ({"file_id": "file_1"}, {"image_url": "https://example.com/a.png"}, {"x": 1}, 7, {"image_url": 3}, "http://10.0.0.1/"):
+    for value in (
+        {"file_id": "file_1"},
+        {"image_url": "https://example.com/a.png"},
+        {"x": 1},
+        7,
+        {"image_url": 3},
+        "http://10.0.0.1/",
+    ):
         answer = asking_once.post("/v1/videos", json={"prompt": PROMPT, "input_reference": value})
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "input_reference"

@@ -49,7 +49,11 @@ def test_create_list_retrieve_download_delete(openai, portrait, tmp_path):
     from openai import NotFoundError
 
     made = openai.videos.create(
-        prompt=PROMPT, input_reference=("me.png", portrait), size="64x64", seconds="1", extra_body={"seed": 7, "num_inference_steps": 4}
+        prompt=PROMPT,
+        input_reference=("me.png", portrait),
+        size="64x64",
+        seconds="1",
+        extra_body={"seed": 7, "num_inference_steps": 4},
     )
     assert (made.object, made.model, made.seconds, made.size, made.prompt) == ("video", "nano", "1.12", "64x64", PROMPT)
     assert made.status in ("queued", "in_progress")
@@ -96,7 +100,10 @@ def test_refusals_are_the_clients_own_exceptions(openai, service, crowd):
     with pytest.raises(NotFoundError) as caught:
         openai.videos.create(prompt=PROMPT, model="sora-2")
     assert caught.value.code == "model_not_found"
-    with OpenAI(base_url=f"{service[0].url}/v1", api_key="sk-wrong", max_retries=0) as stranger, pytest.raises(AuthenticationError):
+    with (
+        OpenAI(base_url=f"{service[0].url}/v1", api_key="sk-wrong", max_retries=0) as stranger,
+        pytest.raises(AuthenticationError),
+    ):
         stranger.videos.list()
 
 

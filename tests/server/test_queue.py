@@ -91,7 +91,9 @@ def test_files_that_cannot_be_placed_leave_the_job_as_it_was(queue):
     with pytest.raises(OSError, match="No space"):
         queue.finish(mine, {}, full)
     assert queue.get("ada", "video", mine.id).status == "in_progress"
-    assert queue.finish(mine, {})
+    placed = []
+    assert queue.finish(mine, {}, lambda: placed.append(1))
+    assert placed == [1]
 
 
 def test_a_zombie_changes_nothing(queue):
@@ -134,7 +136,10 @@ def test_a_job_that_killed_its_worker_twice_fails(queue):
     assert queue.claim("w2").id == first.id, "it keeps its place"
     (gone,) = queue.reclaim("w2")
     assert gone.status == "failed"
-    assert gone.error == {"code": "worker_died", "message": "the worker died 2 times while it worked on this; it is not tried again."}
+    assert gone.error == {
+        "code": "worker_died",
+        "message": "the worker died 2 times while it worked on this; it is not tried again.",
+    }
     assert queue.claim("w3").id == other.id
 
 

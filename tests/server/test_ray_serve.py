@@ -37,9 +37,7 @@ def test_arguments_are_the_options_of_serve() -> None:
         }
     )
     assert terms.store == StoreFlags(data=Path("/data"), database="postgresql://lynx@db/lynx")
-    assert terms.serve == ServeFlags(
-        host="0.0.0.0", workers=0, queue_limit=7, allow_url_fetch=("a.example",), require_consent=True
-    )
+    assert terms.serve == ServeFlags(workers=0, queue_limit=7, allow_url_fetch=("a.example",), require_consent=True)
     assert terms.setup.model == ModelFlags(model="nano-lite", models=Path("/models"))
     assert terms.setup.runtime == {"vram_budget": 24.0, "compile": True}, "only what was named: a preset says the rest"
     assert (terms.setup.signing.signing_key, terms.setup.recogniser) == (Path("/key.pem"), Path("/faces.onnx"))
@@ -48,7 +46,7 @@ def test_arguments_are_the_options_of_serve() -> None:
 
 def test_without_arguments_it_is_nano_for_those_with_keys() -> None:
     terms = terms_of({})
-    assert (terms.serve.host, terms.serve.workers, terms.setup.model.model) == ("0.0.0.0", 0, "nano")
+    assert (terms.keyless, terms.serve.workers, terms.setup.model.model) == (False, 0, "nano")
     assert terms.setup.runtime == {}
 
 
@@ -63,6 +61,8 @@ def test_without_arguments_it_is_nano_for_those_with_keys() -> None:
         ({"serve": {"queue_limit": 0}}, r"--queue-limit must be from 1"),
         ({"serve": {"workers": 3}}, r"args\.serve\.workers: .*args\.cluster"),
         ({"serve": {"port": 80}}, r"args\.serve\.port: .*http_options"),
+        ({"serve": {"host": "127.0.0.1"}}, r"args\.serve\.host: .*http_options"),
+        ({"keyless": "false"}, r"args\.keyless: expected true or false, got 'false'"),
         ({"cluster": {"min_workers": 3, "max_workers": 2}}, "min_workers <= max_workers"),
         ({"cluster": {"fronts": 0}}, "fronts from 1"),
         ({"runtime": {"quantize": "fp3"}}, r"args\.runtime\.quantize"),
@@ -121,7 +121,7 @@ def deployed(data: Path, **args: Any) -> Any:
         warnings.simplefilter("ignore")  # Ray's own
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         try:
-            own = {"store": {"data": str(data)}, "serve": {"host": "127.0.0.1", "lease": 4}}
+            own = {"store": {"data": str(data)}, "serve": {"lease": 4}, "keyless": True}
             serve.run(build({**own, **args}), name="lynx-video", route_prefix="/")
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
                 yield client

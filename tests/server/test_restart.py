@@ -68,7 +68,9 @@ def test_killed_workers_and_a_killed_service_lose_and_double_nothing(kind, reque
     services.append(second)
     second.ready()
     url = second.url
-    done = [wait_for(lambda video=video: (now := get(url, video))["status"] in ("completed", "failed") and now) for video in videos]
+    done = [
+        wait_for(lambda video=video: (now := get(url, video))["status"] in ("completed", "failed") and now) for video in videos
+    ]
     assert [one["status"] for one in done] == ["completed"] * 3, done
     listed = httpx.get(f"{url}/v1/videos?order=asc").json()["data"]
     assert [one["id"] for one in listed] == videos

@@ -23,7 +23,7 @@ def watching(asking, monkeypatch):
     """watching(code, **flags) is a supervisor, started, whose workers run this Python code; and a client of the same service."""
     begun = []
 
-    def make(code, **flags):
+    def make(code, first_pause=0.05, **flags):
         client = asking(**flags)
         run = subprocess.Popen
 
@@ -32,7 +32,7 @@ def watching(asking, monkeypatch):
             return run([sys.executable, "-c", code], **more)
 
         monkeypatch.setattr(module.subprocess, "Popen", popen)
-        monkeypatch.setattr(module, "FIRST_PAUSE", 0.05)
+        monkeypatch.setattr(module, "FIRST_PAUSE", first_pause)
         service = client.service
         store = StoreFlags(data=service.folder.path)
         made = Supervisor(store=store, flags=service.flags, setup=Setup(), database=service.database)
@@ -47,11 +47,12 @@ def watching(asking, monkeypatch):
 
 
 def test_workers_that_never_get_ready_end_it(watching):
-    supervisor, _, begun = watching("raise SystemExit(3)")
+    supervisor, _, begun = watching("raise SystemExit(3)", first_pause=0.3)
     wait_for(lambda: supervisor.fault, seconds=20)
     assert supervisor.fault == "3 workers in a row died before they were ready (the last with 3)."
     assert len(begun) == 3
-    assert begun[2] - begun[1] > begun[1] - begun[0] - 0.1 > 0, "it waits longer each time"
+    assert begun[1] - begun[0] >= 0.6
+    assert begun[2] - begun[1] >= 1.2, "it waits longer each time"
 
 
 def test_a_setup_at_fault_ends_it_at_once(watching):
@@ -112,7 +113,9 @@ def test_a_service_whose_workers_cannot_start_ends_with_the_reason(tmp_path, mon
     from lynx_video.server import serve as serve_module
 
     run = subprocess.Popen
-    monkeypatch.setattr(module.subprocess, "Popen", lambda _, **more: run([sys.executable, "-c", "raise SystemExit(78)"], **more))
+    monkeypatch.setattr(
+        module.subprocess, "Popen", lambda _, **more: run([sys.executable, "-c", "raise SystemExit(78)"], **more)
+    )
     said = []
     with pytest.raises(LynxError, match=r"the service ended: a worker can't start\."):
         serve_module.serve(StoreFlags(data=tmp_path / "data"), ServeFlags(port=0), Setup(), say=said.append)

@@ -448,7 +448,11 @@ def test_limits_that_cannot_be(wrong: dict[str, int]) -> None:
 
 def limited_app() -> Any:
     app = FastAPI()
-    app.add_middleware(BodyLimit, most_bytes=20_000, answer=lambda says: json.dumps({"error": {"message": says}}).encode())
+
+    def answer(_: int, says: str) -> bytes:
+        return json.dumps({"error": {"message": says}}).encode()
+
+    app.add_middleware(BodyLimit, most_bytes=20_000, most_seconds=60.0, answer=answer)
 
     @app.post("/form")
     async def form(file: UploadFile, text: str = Form("")) -> dict[str, int]:

@@ -290,10 +290,11 @@ def test_previews_take_little_of_the_time(client, portrait, worker, studio, monk
         return np.zeros((8, 8, 3), np.uint8)
 
     monkeypatch.setattr(worker_module, "PREVIEW_SECONDS", 0.0)
+    monkeypatch.setattr(worker_module, "PREVIEW_SHARE", 0.001)
     monkeypatch.setattr(studio, "preview", slow)
     ask(client, portrait, **QUICK)
     assert worker(client.service).turn()
-    assert drawn == [1], "the next would be due after a second"
+    assert drawn == [1], "the next would be due after fifty seconds"
 
 
 def events_of(text):
@@ -405,10 +406,13 @@ def test_an_enrolment_that_takes_longer_can_be_asked_for(client, portrait, worke
 
 
 def test_a_private_clip_is_forgotten_but_for_the_clip(client, portrait, worker):
-    made = ask(client, portrait, "secret.png", private="true", consent="the secret consent", **QUICK).json()
+    small = BytesIO()
+    Image.open(BytesIO(portrait)).resize((96, 96)).save(small, "PNG")  # something to warn of, with the portrait's name
+    made = ask(client, small.getvalue(), "secret.png", private="true", consent="the secret consent", **QUICK).json()
     assert worker(client.service).turn()
     done = client.get(f"/v1/videos/{made['id']}")
     assert done.json()["status"] == "completed"
+    assert any("the portrait: " in one and "small" in one for one in done.json()["lynx"]["warnings"])
     assert "secret" not in done.text
     assert PROMPT not in done.text
     with client.service.database.read() as connection:
@@ -469,7 +473,7 @@ def test_files_of_no_job_are_swept(client, portrait):
         file.write_bytes(b"x")
     for file in (*stray, folder.upload(f"{made}.png")):
         os.utime(file, (time.time() - 7200,) * 2)
-    assert sorted(folder.sweep(client.service.queue.known())) == sorted(stray)
+    assert sorted(folder.sweep(client.service.queue.known(), client.service.queue.unfinished())) == sorted(stray)
     assert young.exists()
     assert left(client) == sorted([f"uploads/{made}.png", f"uploads/{young.name}"])
 

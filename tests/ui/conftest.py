@@ -63,7 +63,7 @@ def page_process(tmp_path_factory):
     """The page on nano, started once; its clips lie in `folder / "clips"`."""
     running = Running(tmp_path_factory.mktemp("page"))
     yield running
-    running.stop()
+    assert running.stop() == (0, [])
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,8 @@ class Running:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "log"
+        self.temporary = folder.with_name(f"{folder.name}-temporary")
+        self.temporary.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "lynx_video", "ui", "--port", "0", *more]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -34,7 +36,7 @@ class Running:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=folder,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "TMPDIR": str(self.temporary)},
             )
         self.url = wait_until(self._address, START_SECONDS)
 
@@ -45,10 +47,10 @@ class Running:
         return found and found[1] + "/"
 
     def stop(self):
-        """Ask it to end; its exit code."""
+        """Ask it to end; its exit code, and the folders of its own that it left in the temporary one."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        return self.process.wait(60)
+        return self.process.wait(60), [file.name for file in self.temporary.glob("lynx-video-*")]
 
 
 def drop(page, file):

@@ -235,7 +235,7 @@ def test_a_clip_goes_on_without_its_page_and_survives_a_restart(tmp_path, visit,
         page.goto(first.url)
         assert made(page).startswith("Similarity ")
     finally:
-        assert first.stop() == 0
+        assert first.stop() == (0, [])
     (clip,) = clips_of(first)
     second = Running(tmp_path)
     try:
@@ -253,7 +253,7 @@ def test_a_clip_goes_on_without_its_page_and_survives_a_restart(tmp_path, visit,
         page.get_by_role("tab", name="Past clips").click()
         page.wait_for_selector("text=There are no clips yet.")
     finally:
-        assert second.stop() == 0
+        assert second.stop() == (0, [])
 
 
 @pytest.mark.slow
@@ -274,7 +274,7 @@ def test_two_visitors_wait_for_each_other(tmp_path, visit, pictures):
             made(page)
         assert [read_metadata(clip)["prompt"] for clip in clips_of(running)] == ["the person nods", "the person smiles"]
     finally:
-        assert running.stop() == 0
+        assert running.stop() == (0, [])
 
 
 @pytest.mark.slow
@@ -298,4 +298,4 @@ def test_a_password_is_asked_for(tmp_path, chromium):
         assert page.get_by_label("Who agreed to the use of this face").is_visible()
         page.close()
     finally:
-        assert running.stop() == 0
+        assert running.stop() == (0, [])

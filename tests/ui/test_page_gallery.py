@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from lynx_video.errors import BadRequest
 from lynx_video.media.video import write_video
-from lynx_video.ui.gallery import entries, find_entry, lend, still
+from lynx_video.ui.gallery import Entry, entries, find_entry, lend, still
 
 RECORD = {"prompt": "the person  smiles\n", "seed": 3, "num_inference_steps": 2, "similarity": 0.9}
 
@@ -91,3 +92,23 @@ def test_a_record_cannot_bring_html_into_the_page(folder):
     assert not any(f"<{tag}" in shown for tag in ("img", "b>", "i>", "script", "u>", "s>"))
     assert "&lt;img src=x" in shown
     assert Path(folder).is_dir()
+
+
+def test_one_odd_file_does_not_empty_the_gallery(folder, monkeypatch):
+    from PIL import Image
+
+    before = [entry.name for entry in entries(folder, 10)[0]]
+    Image.new("RGB", (600, 600)).save(folder / "huge.webp")
+    (folder / "closed.mp4").write_bytes(b"not for everybody")
+    opened = Path.open
+
+    def guarded(self, *given, **named):
+        if self.name == "closed.mp4":
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *given, **named)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert [entry.name for entry in entries(folder, 10)[0]] == before
+    huge = Entry(path=folder / "huge.webp", record={}, made=datetime.now(), stamp=(1, 1))
+    assert still(huge) is None

@@ -123,6 +123,7 @@ def test_no_address_is_fetched_for_anyone():
     ):
         assert passed(path, method="GET") == (403, b"")
     assert passed("/gradio_api/file=/tmp/x/clip.mp4", method="GET")[0] == 200
+    assert passed("/gradio_api/run/upload", json.dumps(data).encode()) == (403, b""), "only the upload itself is let through"
     assert passed("/gradio_api/upload", b"--boundary http://") == (200, b"--boundary http://")
 
 

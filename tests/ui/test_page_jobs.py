@@ -23,7 +23,7 @@ class Held:
 
     def __init__(self, steps=3):
         self.steps, self.turn, self.seen, self.previews = steps, threading.Semaphore(0), [], 0
-        self.fault, self.unsafe = None, False
+        self.fault, self.unsafe, self.decodes = None, False, False
 
     def check(self, request):
         return request
@@ -38,6 +38,7 @@ class Held:
                 raise self.fault
             self.seen.append((target.name, number))
             on_step(Step(number=number, total=self.steps, latents=torch.zeros(1), seconds=float(number)))
+        assert not self.decodes or self.turn.acquire(timeout=30)
         before_writing(None)
         raise BadRequest("this studio makes no clips")
 
@@ -79,6 +80,7 @@ def test_one_after_the_other_and_everyone_knows_their_place(held, asked):
     assert [queue.ahead(job) for job in (first, second, third)] == [0, 1, 2]
     assert view.where(second, 1) == "In the queue: 1 clip comes before yours."
     assert view.where(third, 2) == "In the queue: 2 clips come before yours."
+    assert view.LEAVE in view.progress(third, 2)
     studio.go(3)
     wait_until(lambda: first.ended and second.state == "preparing")
     assert [queue.ahead(job) for job in (second, third)] == [0, 1]
@@ -103,9 +105,11 @@ def test_cancel_stops_at_the_next_step(held, asked):
 
 def test_cancel_after_the_last_step_still_keeps_the_clip_from_being_written(held, asked):
     studio, queue = held
+    studio.decodes = True
     job = queue.submit(*asked())
-    studio.go(2)
-    wait_until(lambda: job.step == 2)
+    studio.go(3)
+    wait_until(lambda: job.state == "finishing")
+    assert view.where(job, 0) == "All steps are done; decoding and signing."
     queue.cancel(job.key)
     studio.go()
     wait_until(lambda: job.ended)

@@ -20,11 +20,13 @@ def test_faces_are_numbered_from_the_largest(desk, pictures):
 
 
 def test_a_click_finds_the_face_that_is_there(desk, pictures):
-    found = desk.portrait(pictures["three"], "family.png")
-    for index, (face, _) in enumerate(found.faces):
-        left, top, right, bottom = (value * found.scale for value in face.box)
-        assert found.at((left + right) / 2, (top + bottom) / 2) == index
-    assert found.at(1, 1) is None
+    for which in ("three", "one", "small"):  # shown smaller, and larger, than they are
+        found = desk.portrait(pictures[which], "family.png")
+        for index, (face, _) in enumerate(found.faces):
+            left, top, right, bottom = (value * found.scale for value in face.box)
+            assert found.at((left + right) / 2, (top + bottom) / 2) == index
+            assert found.at(right - 2, bottom - 2) == index
+        assert found.at(1, 1) is None
 
 
 def test_the_chosen_face_is_drawn_in_colour_and_the_picture_stays(desk, pictures):

@@ -261,7 +261,7 @@ def _xmp(file: Path) -> dict[str, Any]:
     try:
         with Image.open(file) as image:
             packet = image.info.get("xmp", b"")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise BadRequest(f"{file}: not a video that can be read ({error}).") from error
     try:
         text = ElementTree.fromstring(packet).findtext(f".//{{{_NAMESPACE}}}settings") if packet else None

@@ -92,7 +92,8 @@ def wait_seconds(database: Database, key: str, rate: int) -> int:
     dripped = buckets.c.tokens + (now - buckets.c.at) * size / 60
     full = case((dripped > size, size), (dripped < 0, 0.0), else_=dripped)
     with database.write(lasting=False) as connection:
-        connection.execute(database.upsert(buckets, {"key": key, "tokens": size, "at": now}))
+        at = case((buckets.c.at > now, now), else_=buckets.c.at)  # the clock was set back
+        connection.execute(database.upsert(buckets, {"key": key, "tokens": size, "at": now}, at=at))
         taken = update(buckets).where(buckets.c.key == key, full >= 1).values(tokens=full - 1, at=now)
         if connection.execute(taken).rowcount == 1:
             return 0

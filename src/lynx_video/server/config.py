@@ -35,7 +35,7 @@ class ServeFlags:
     rate_limit: int | None = None
     "requests a minute for each key; one more is told to wait (429)"
     largest: float = 16.0
-    "largest request, in clips of the model's own size and steps: frames x pixels x steps x best-of"
+    "largest request, in clips of the model's own size and steps: pixels of all windows x passes of all steps x best-of"
     max_upload_mb: int = 25
     "largest picture that is taken, in MiB"
     allow_url_fetch: tuple[str, ...] = field(default=(), metadata={"metavar": "HOST"})

@@ -6,10 +6,12 @@ it (WAL). What cannot be had because the database is locked, away or full is an 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -43,6 +45,8 @@ SCHEMA = 1
 """Counts up when the tables change."""
 BUSY = 5.0
 """Seconds that a transaction waits for another's lock."""
+IDLE = 60.0
+"""Seconds after which PostgreSQL ends a transaction in which nothing happens."""
 
 tables = MetaData()
 meta = Table("lynx_meta", tables, Column("name", String(64), primary_key=True), Column("value", Text, nullable=False))
@@ -150,6 +154,15 @@ class Database:
         with _translated(), self.engine.connect() as connection, connection.begin():
             yield connection
 
+    def forget_log(self) -> None:
+        """Let what was deleted go from SQLite's log as well, as far as nobody reads it just now. Raises Unavailable."""
+        if self.engine.dialect.name == "sqlite":
+            with _translated(), self.engine.connect() as connection:
+                own = connection.connection.driver_connection  # outside of a transaction
+                assert isinstance(own, sqlite3.Connection)
+                with suppress(sqlite3.OperationalError):  # locked: the next time
+                    own.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
     def close(self) -> None:
         """Let all connections go."""
         self.engine.dispose()
@@ -175,16 +188,23 @@ def open_database(flags: StoreFlags, busy: float = BUSY) -> Database:
         flags.data.mkdir(parents=True, exist_ok=True, mode=0o700)  # faces lie in it
     except OSError as error:
         raise BadRequest(f"{flags.data}: the data folder cannot be made ({error.strerror or error}).") from error
-    arguments = {"timeout": busy} if url.get_backend_name() == "sqlite" else {}
+    arguments = {"timeout": busy} if url.get_backend_name() == "sqlite" else _limits(url)
     try:
         engine = create_engine(
-            url, connect_args=arguments, pool_size=20, max_overflow=20, pool_timeout=busy, pool_pre_ping=True
+            url,
+            connect_args=arguments,
+            pool_size=20,
+            max_overflow=20,
+            pool_timeout=busy,
+            pool_pre_ping=True,
+            hide_parameters=True,  # prompts have no place in a log
         )
     except ModuleNotFoundError as error:
         raise MissingDependency(
             "PostgreSQL needs a driver that is not installed: pip install 'lynx-video[postgres]'"
         ) from error
     if url.get_backend_name() == "sqlite":
+        _keep_private(Path(url.database or ""))
         _prepare_sqlite(engine)
     database = Database(engine=engine, busy=busy)
     try:
@@ -210,12 +230,29 @@ def _url(flags: StoreFlags) -> URL:
     raise BadRequest(f"--database {backend}://: only postgresql:// and sqlite:///FILE are known.")
 
 
+def _limits(url: URL) -> dict[str, Any]:
+    """How long PostgreSQL may keep us waiting, and we others, where the address does not say it."""
+    options = f"-c lock_timeout={round(BUSY * 1000)} -c idle_in_transaction_session_timeout={round(IDLE * 1000)}"
+    limits = {"connect_timeout": round(BUSY), "options": options}
+    return {name: value for name, value in limits.items() if name not in url.query}
+
+
+def _keep_private(file: Path) -> None:
+    """Nobody else may read the database, whoever may look into its folder: make its file so before SQLite does (its log follows)."""
+    with suppress(OSError):  # what cannot be opened, SQLite says in its own words
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
+    for one in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
+        with suppress(OSError):
+            one.chmod(0o600)
+
+
 def _prepare_sqlite(engine: Engine) -> None:
     """Transactions begin when we say so (the driver would begin them at the first change, too late for the lock)."""
 
     @event.listens_for(engine, "connect")
     def connected(connection: sqlite3.Connection, _: Any) -> None:
         connection.isolation_level = None
+        connection.execute("PRAGMA secure_delete=ON")  # what is forgotten is overwritten
         mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
         if mode != "wal":
             raise BadRequest(f"the folder of the database can't do what SQLite needs (journal mode {mode}): take a local disk.")

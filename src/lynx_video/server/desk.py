@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lynx_video.config import GenerateConfig
 from lynx_video.errors import LynxError, NoFace
 from lynx_video.presets import SPEED
 from lynx_video.server.faults import ApiError, told
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from lynx_video.pipeline.generate import Plan
 
 Answer = TypeVar("Answer")
+CROWDED = 4.0
+"""Most tokens of a pass, in those of the model's own size: time and memory of the attention grow with their square."""
 Found = list[dict[str, Any]]
 """Faces as plain values: index, box, score, warnings."""
 
@@ -49,11 +52,15 @@ class Desk:
         self._studio = Studio(setup)
         self._one = CapacityLimiter(1)
         self._blueprint: Blueprint | None = None
+        self._own: Plan | None = None
         self.opened = 0.0
 
     def open(self) -> None:
         """Look at the model's files, signer, safety checker and face detector, so that faults of the setup show before a request."""
+        from lynx_video.pipeline.generate import plan
+
         self._blueprint = self._studio.blueprint()
+        self._own = plan(self._blueprint, GenerateConfig())
         self._studio.signer()
         self._blueprint.faces.detector()
         self.opened = time.time()
@@ -152,7 +159,7 @@ class Desk:
             raise refusal from error
         plan = order.plan
         steps = plan.steps * form.best_of
-        self._check_size(plan, steps)
+        self._check_size(plan, form.best_of)
         warnings = list(order.cautions)
         if portrait is not None:
             found, index = self.choose(portrait, shown, form.face_index, "input_reference")
@@ -198,18 +205,32 @@ class Desk:
             found["num_frames"] = round(seconds * fps / factor) * factor + 1
         return found
 
-    def _check_size(self, plan: Plan, steps: int) -> None:
-        own = self.blueprint.defaults
-        asked = plan.num_frames * plan.width * plan.height * steps
-        usual = own.num_frames * own.width * own.height * own.num_inference_steps
+    def _check_size(self, plan: Plan, clips: int) -> None:
+        own, patch = self._own, self.blueprint.patch_size
+        assert own is not None
+        window, usual_window = plan.tokens(patch), own.tokens(patch)
+        if window > CROWDED * usual_window:
+            raise ApiError(
+                400,
+                f"the model would look at {window} tokens at once; at most {CROWDED * usual_window:g} are taken: "
+                "ask for fewer pixels, or shorter windows.",
+                code="too_much",
+            )
+        asked, usual = work_of(plan, patch) * clips, work_of(own, patch)
         if asked > self.largest * usual:
             raise ApiError(
                 400,
                 f"this is the work of {asked / usual:.1f} clips of {own.num_frames} frames, {own.width}x{own.height} and "
-                f"{own.num_inference_steps} steps; at most {self.largest:g} are taken at once: "
-                "ask for fewer frames, pixels, steps or clips.",
+                f"{own.steps} steps; at most {self.largest:g} are taken at once: "
+                "ask for fewer frames, pixels, steps or clips, or windows that overlap less.",
                 code="too_much",
             )
+
+
+def work_of(plan: Plan, patch_size: tuple[int, int, int]) -> int:
+    """What a clip costs: the tokens of all passes of the transformer."""
+    windows = plan.windows.count if plan.windows is not None else 1
+    return windows * plan.tokens(patch_size) * sum(map(len, plan.tables))
 
 
 def packed(request: Request, identity: str | None) -> dict[str, Any]:

@@ -5,25 +5,59 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
 from lynx_video.server import answers
+from lynx_video.server.database import Unavailable
+from lynx_video.server.faults import ApiError
 from lynx_video.server.jobs import Job
 from lynx_video.server.service import Service, in_thread
 
 LOOK_SECONDS = 0.25
+KEY_SECONDS = 2.0
+"""How often it is looked whether who listens may still do so."""
+MOST_STREAMS = 50
+"""That one owner may listen to at a time."""
 SILENCE_SECONDS = 15.0
 """After this a comment is sent, so that nobody on the way takes the line for dead."""
 
 
-async def events(service: Service, owner: str, job_id: str) -> AsyncIterator[str]:
-    """`progress` whenever something changed, then one of `completed`, `failed` and `deleted`; ends early if the service stops."""
+def check_streams(service: Service, owner: str) -> None:
+    """Raises ApiError if an owner listens to as much as may be."""
+    if service.streams[owner] >= MOST_STREAMS:
+        message = f"{MOST_STREAMS} streams of events are open already; close one, or ask for the video itself."
+        raise ApiError(429, message, code="too_many_streams", headers={"Retry-After": "5"})
+
+
+async def events(service: Service, owner: str, job_id: str, may_listen: Callable[[], bool]) -> AsyncIterator[str]:
+    """`progress` whenever something changed, then one of `completed`, `failed` and `deleted`.
+
+    Ends early if the service stops or the key was revoked (`may_listen`); while the database is away it waits.
+    """
+    service.streams[owner] += 1
+    try:
+        async for event in _events(service, owner, job_id, may_listen):
+            yield event
+    finally:
+        service.streams[owner] -= 1
+
+
+async def _events(service: Service, owner: str, job_id: str, may_listen: Callable[[], bool]) -> AsyncIterator[str]:
     last: dict[str, Any] | None = None
-    spoken = time.monotonic()
+    spoken = asked = time.monotonic()
     while not service.closing:
-        job, news = await in_thread(partial(_look, service, owner, job_id))
+        try:
+            if time.monotonic() - asked > KEY_SECONDS:
+                if not await in_thread(may_listen):
+                    return
+                asked = time.monotonic()
+            job, news = await in_thread(partial(_look, service, owner, job_id))
+        except Unavailable:
+            yield ": the database is away\n\n"
+            await asyncio.sleep(4 * LOOK_SECONDS)
+            continue
         if job is None:
             yield _event("deleted", {"id": job_id, "object": "video.deleted", "deleted": True})
             return

@@ -100,6 +100,16 @@ def code_of(error: BaseException) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(error).__name__).lower()
 
 
+def failure(code: str, message: str, param: str) -> ApiError:
+    """A job that failed, as the answer of the request that waited for it; param is to blame unless the service is."""
+    status = {"disk_full": 507, "out_of_memory": 503, "missing_dependency": 503}.get(code)
+    if status is None and code in ("internal_error", "worker_died", "bad_output"):
+        status = 500
+    if status is not None:
+        return ApiError(status, message, code=code, headers={"Retry-After": str(SOON)} if status == 503 else None)
+    return ApiError(400, message, code=code, param=param)
+
+
 def told(error: LynxError) -> ApiError:
     """An error of this package as a refusal."""
     message, code = str(error), code_of(error)
@@ -110,6 +120,9 @@ def told(error: LynxError) -> ApiError:
         return ApiError(429, message, code="queue_full", headers=soon)
     if isinstance(error, Unavailable):
         return ApiError(503, message, code="database_unavailable", headers=soon)
+    if isinstance(error, BadOutput):  # its own words name our files
+        full = code == "disk_full"
+        message = f"the service's disk {'is full' if full else 'cannot be written just now'}; ask again later."
     if code == "disk_full":
         return ApiError(507, message, code=code)
     status = getattr(error, "status", None)  # uploads know theirs
@@ -128,9 +141,9 @@ def invalid(errors: Sequence[Any], where: str) -> ApiError:
     """What pydantic found, as one refusal that names the first field. where: what the fields are of."""
     first = errors[0]
     names = [str(part) for part in first["loc"] if part not in ("query", "path", "header", "body")]
-    param = names[0] if names else None
+    param = names[0][:100] if names else None
     if first["type"] == "extra_forbidden":
-        unknown = sorted({str(one["loc"][-1]) for one in errors if one["type"] == "extra_forbidden"})
+        unknown = sorted({str(one["loc"][-1])[:100] for one in errors if one["type"] == "extra_forbidden"})[:20]
         more = "" if len(unknown) == 1 else "s"
         return ApiError(
             400, f"unknown field{more} {', '.join(map(repr, unknown))} in {where}.", code="unknown_field", param=param

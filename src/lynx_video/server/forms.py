@@ -31,7 +31,7 @@ NOT_OFFERED = frozenset({"height", "width", "idle_models"})
 class Form(BaseModel):
     """Fields that a client may send; others are refused."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), str_max_length=LONGEST_PROMPT)
 
 
 class ClipForm(Form):

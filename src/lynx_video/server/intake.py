@@ -7,10 +7,12 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import Request
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
@@ -23,6 +25,8 @@ from lynx_video.server.uploads import Upload, UploadLimits, blocks_of, read_data
 
 AnyForm = TypeVar("AnyForm", bound=Form)
 MOST_FIELDS = 100
+MOST_SIGNS = 30_000
+"""Brackets and commas of a JSON body, which make objects; more than the longest texts that are taken can have."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +62,8 @@ async def take_in(request: Request, form: type[AnyForm], field: str, shelf: Shel
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        fields = _json(await request.body())
+        body = await request.body()
+        fields = await run_sync(partial(_json, body), limiter=shelf.limiter)
         checked = _checked(form, {key: value for key, value in fields.items() if key != field})
         with blaming(field):
             upload = await _from_value(fields.get(field), field, shelf, stem)
@@ -97,6 +102,9 @@ def _json(body: bytes) -> dict[str, Any]:
     def refuse(word: str) -> Any:
         raise ValueError(f"{word} is no JSON")
 
+    signs = sum(map(body.count, (b"[", b"{", b",")))
+    if signs > MOST_SIGNS:
+        raise ApiError(400, f"the body has {signs} brackets and commas, at most {MOST_SIGNS} are read.", code="bad_json")
     try:
         value = json.loads(body, parse_constant=refuse)
     except (ValueError, RecursionError) as error:

@@ -44,8 +44,8 @@ class KeyReused(LynxError):
 class Job:
     """A row of the queue. request: what a worker needs. facts: what is told of it from the beginning. Times: seconds since 1970.
 
-    attempts: how often work on it began and did not end in an orderly way. deaths: how often its worker was seen dead. step, steps: of all its clips together. preview: the step
-    of which there is a picture. work_seconds: from its beginning to its end.
+    attempts: how often work on it began and did not end in an orderly way. deaths: how often its worker was seen dead. step, steps:
+    of all its clips together. preview: the step of which there is a picture. work_seconds: from its beginning to its end.
     """
 
     seq: int
@@ -248,8 +248,8 @@ class Queue:
     ) -> bool:
         """The job is done; False, and nothing happens, if it is not its worker's any more.
 
-        place: puts the files in their place, while nobody else can take the job; if it raises, the job stays as it was. It may be called
-        again, if the database could not be written after it. note: writes what else should be known, in the same transaction.
+        place: puts the files in their place, while nobody else can take the job; if it raises, the job stays as it was. It may be
+        called again, if the database could not be written after it. note: writes what else should be known, in the same transaction.
         """
         now = time.time()
         with self.database.write() as connection:

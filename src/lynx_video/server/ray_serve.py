@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from lynx_video.config import RuntimeConfig
 from lynx_video.errors import BadRequest, LynxError
 from lynx_video.server.config import ServeFlags, StoreFlags
+from lynx_video.server.crew import Doubt
 from lynx_video.server.worker import IDLE_SECONDS, Worker
 from lynx_video.studio.setup import FaceFlags, ModelFlags, Setup, SigningFlags
 
@@ -76,14 +77,16 @@ class Terms:
     serve: ServeFlags
     setup: Setup
     cluster: ClusterFlags = field(default_factory=ClusterFlags)
+    keyless: bool = False
+    "answer without keys, and then only who speaks to this machine by its own names"
 
 
 def build(args: Mapping[str, Any]) -> Any:
     """The application; what `import_path: lynx_video.server.ray_serve:build` calls with the `args` of the config file.
 
     args: mappings named store, serve, model, runtime, face, safety, signing and cluster, with the fields of StoreFlags, ServeFlags,
-    ModelFlags and so on, that is the options of `lynx-video serve` with underscores; and recogniser, a path. Raises BadRequest for what
-    is not known or wrong.
+    ModelFlags and so on, that is the options of `lynx-video serve` with underscores; recogniser, a path; and keyless, true to answer
+    this machine without keys. Raises BadRequest for what is not known or wrong.
     """
     from ray import serve
 
@@ -116,18 +119,23 @@ def terms_of(args: Mapping[str, Any]) -> Terms:
     from lynx_video.safety import SafetyConfig
 
     known = ("store", "serve", "model", "runtime", "face", "safety", "signing", "cluster")
-    if unknown := sorted(set(args) - {*known, "recogniser"}):
-        raise BadRequest(f"args: {unknown[0]!r} is not known; the keys are {', '.join(known)} and recogniser.")
+    if unknown := sorted(set(args) - {*known, "recogniser", "keyless"}):
+        raise BadRequest(f"args: {unknown[0]!r} is not known; the keys are {', '.join(known)}, recogniser and keyless.")
+    keyless = args.get("keyless", False)
+    if not isinstance(keyless, bool):
+        raise BadRequest(f"args.keyless: expected true or false, got {keyless!r}.")
     recogniser = args.get("recogniser")
     parts = {name: args.get(name) or {} for name in known}
-    for name in ("port", "workers"):
+    for name in ("host", "port", "workers"):
         if name in parts["serve"]:
-            raise BadRequest(f"args.serve.{name}: Serve's http_options say the port, args.cluster how many workers there are.")
+            raise BadRequest(
+                f"args.serve.{name}: Serve's http_options say host and port, args.cluster how many workers there are."
+            )
     runtime = _flags("runtime", RuntimeConfig, parts["runtime"])
     return Terms(
         store=_flags("store", StoreFlags, parts["store"]),
-        # Serve listens, and who may reach it cannot be seen from here: as if it were everybody, so that keys are asked for.
-        serve=_flags("serve", ServeFlags, {"host": "0.0.0.0", **parts["serve"], "workers": 0}),
+        serve=_flags("serve", ServeFlags, {**parts["serve"], "workers": 0}),
+        keyless=keyless,
         setup=Setup(
             model=_flags("model", ModelFlags, parts["model"]),
             face=_flags("face", FaceFlags, parts["face"]),
@@ -174,7 +182,8 @@ def _front(terms: Terms) -> Callable[[], FastAPI]:
 
         _log()
         stack = ExitStack()
-        service = stack.enter_context(opened(terms.store, terms.serve, terms.setup))
+        # Serve listens, and who may reach it cannot be seen from here.
+        service = stack.enter_context(opened(terms.store, terms.serve, terms.setup, keyed=not terms.keyless))
         app = make_app(service)
 
         @asynccontextmanager
@@ -275,6 +284,7 @@ class Dispatch:
         self._house = Supervisor(store=terms.store, flags=terms.serve, setup=terms.setup, database=self._database)
         self._house.start()
         self._terms = terms
+        self._doubt = Doubt(terms.serve.lease)
         self._calls: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop().create_task(self._look_forever())
 
@@ -284,6 +294,7 @@ class Dispatch:
                 waiting, working = await asyncio.to_thread(self._count)
             except LynxError as error:  # the database is away for a moment
                 log.warning("%s", error)
+                self._doubt.renew()
                 waiting = working = 0
             # A call that works has taken its job out of those that wait. After a restart the workers still have calls of before: those
             # are not known here, and too many calls do no harm.
@@ -300,10 +311,10 @@ class Dispatch:
         from lynx_video.server.jobs import Queue
 
         jobs, folder = Queue(database=self._database, lease=self._terms.serve.lease), Folder(path=self._terms.store.data)
-        for job in jobs.reclaim():
+        for job in jobs.reclaim() if self._doubt.is_over else []:
             log.warning("the worker of %s gives no sign of life; it is %s", job.id, job.status)
             if job.status == "failed":
-                folder.forget_source(job.id)
+                folder.forget(job.id)
         counts = jobs.counts()
         return (
             sum(number for (_, status), number in counts.items() if status == "queued"),

@@ -16,6 +16,8 @@ from lynx_video.studio.setup import Setup
 if TYPE_CHECKING:
     from lynx_video.server.service import Service
 
+MOST_CONNECTIONS = 800
+"""Of clients at a time; one more is answered with 503. Each takes a file handle, of which there are often 1024."""
 STREAMS_SECONDS = 5
 """How long open answers may take to come to an end."""
 
@@ -53,8 +55,11 @@ def serve(store: StoreFlags, flags: ServeFlags, setup: Setup, say: Callable[[str
 
 
 @contextmanager
-def opened(store: StoreFlags, flags: ServeFlags, setup: Setup) -> Iterator[Service]:
-    """A service whose database and desk are open. Raises MissingDependency without the packages of `serve`."""
+def opened(store: StoreFlags, flags: ServeFlags, setup: Setup, *, keyed: bool | None = None) -> Iterator[Service]:
+    """A service whose database and desk are open. keyed: whether keys are needed; by default where others can reach the address.
+
+    Raises MissingDependency without the packages of `serve`, BadRequest if keys are needed and there are none.
+    """
     try:
         from lynx_video.server.access import has_keys
         from lynx_video.server.database import open_database
@@ -65,12 +70,16 @@ def opened(store: StoreFlags, flags: ServeFlags, setup: Setup) -> Iterator[Servi
         ) from error
     database = open_database(store)
     try:
-        if not is_loopback(flags.host) and not has_keys(database):
+        far = not is_loopback(flags.host)
+        keyed = far if keyed is None else keyed
+        if keyed and not has_keys(database):
             raise BadRequest(
                 f"--host {flags.host} can be reached from elsewhere, and there are no keys yet: make one (`lynx-video keys add NAME`), "
                 "or listen on 127.0.0.1."
+                if far
+                else "keys are needed here, and there are none yet: make one with `lynx-video keys add NAME`."
             )
-        service = make_service(store, flags, setup, database)
+        service = make_service(store, flags, setup, database, keyed)
         service.desk.open()
         yield service
     finally:
@@ -95,6 +104,7 @@ def _server(service: Service) -> Any:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=STREAMS_SECONDS,
+        limit_concurrency=MOST_CONNECTIONS,
     )
     return Server(config)
 

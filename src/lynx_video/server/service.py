@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, TypeVar
 
 from anyio import CapacityLimiter
@@ -28,11 +30,16 @@ from lynx_video.studio.setup import Setup
 
 Answer = TypeVar("Answer")
 DECODED_AT_A_TIME = 4
+CLIP_SECONDS_HOLD = 5.0
+"""Seconds for which it is not looked up again what clips took."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Service:
-    """A service over a database that is open. closing: it is told to stop, whoever waits should not go on waiting."""
+    """A service over a database that is open. keyed: nothing is to be had without a key, also where there are none yet.
+
+    closing: it is told to stop, whoever waits should not go on waiting. streams: how many each owner listens to.
+    """
 
     flags: ServeFlags
     database: Database
@@ -42,20 +49,32 @@ class Service:
     desk: Desk
     meters: Meters
     shelf: Shelf
+    keyed: bool = False
     closing: bool = False
+    streams: Counter[str] = field(default_factory=Counter)
+    _clip_seconds: tuple[float, float] | None = None
+
+    def clip_seconds(self) -> float | None:
+        """What a clip took lately; None if none was made yet."""
+        held = self._clip_seconds
+        if held is not None and time.monotonic() < held[0]:
+            return held[1]
+        found = self.queue.clip_seconds()
+        self._clip_seconds = None if found is None else (time.monotonic() + CLIP_SECONDS_HOLD, found)
+        return found
 
     def queue_seconds(self, position: int) -> float | None:
         """When a job that so many wait before will be done, by what clips took lately; None if none was made yet."""
-        clip = self.queue.clip_seconds()
+        clip = self.clip_seconds()
         return None if clip is None else (position / max(1, self.crew.ready()) + 1) * clip
 
     def retry_after(self) -> int:
         """Seconds until a place in a full queue is free, by what clips took lately."""
-        clip = self.queue.clip_seconds()
+        clip = self.clip_seconds()
         return SOON if clip is None else max(1, math.ceil(clip / max(1, self.crew.ready())))
 
 
-def make_service(store: StoreFlags, flags: ServeFlags, setup: Setup, database: Database) -> Service:
+def make_service(store: StoreFlags, flags: ServeFlags, setup: Setup, database: Database, keyed: bool = False) -> Service:
     """All parts of a service. Raises BadRequest for flags that cannot be used."""
     folder = Folder(path=store.data)
     folder.make()
@@ -75,6 +94,7 @@ def make_service(store: StoreFlags, flags: ServeFlags, setup: Setup, database: D
         desk=Desk(setup, folder, flags.largest),
         meters=Meters(database, queue),
         shelf=shelf,
+        keyed=keyed,
     )
 
 
@@ -92,12 +112,30 @@ def service_of(request: Request) -> Service:
 _BEARER = HTTPBearer(auto_error=False, description="A key of `lynx-video keys add`; none is needed where there are no keys.")
 
 
-def owner_of(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> str:
+Given = Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+
+
+def token_of(given: HTTPAuthorizationCredentials | None) -> str:
+    """The token that came with a request; empty if none."""
+    return given.credentials.strip() if given else ""
+
+
+def may_ask(service: Service, token: str) -> bool:
+    """Whether a token is a good one, or none is needed."""
+    return (token != "" and find_key(service.database, token) is not None) or not needs_key(service)
+
+
+def needs_key(service: Service) -> bool:
+    """Whether nothing is to be had without a key."""
+    return service.keyed or has_keys(service.database)
+
+
+def owner_of(request: Request, given: Given) -> str:
     """Who asks. Raises ApiError without a good key where there are keys, or for one that asks too often."""
     service = service_of(request)
-    token = given.credentials.strip() if given else ""
+    token = token_of(given)
     key = find_key(service.database, token) if token else None
-    if key is None and has_keys(service.database):
+    if key is None and needs_key(service):
         what = "this key is not known, or was revoked" if token else "a key is needed: Authorization: Bearer KEY"
         raise ApiError(401, f"{what}.", headers={"WWW-Authenticate": "Bearer"})
     if service.flags.rate_limit is not None:

@@ -192,7 +192,7 @@ async def read_data_url(
     if len(text) > (limits.most_bytes + 2) // 3 * 4:
         raise _too_large(shown, limits)
     try:
-        data = base64.b64decode(text, validate=True)
+        data = await _in_thread(lambda: base64.b64decode(text, validate=True), limiter)
     except (binascii.Error, ValueError) as error:
         raise BadPicture(f"{shown}: the data: address is not base64 ({error}).") from error
     return await read_upload(_once(data), folder, limits, name=name, stem=stem, limiter=limiter)

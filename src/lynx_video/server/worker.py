@@ -319,9 +319,8 @@ class _Steps:
         if worker.stopping.is_set():
             raise Stopped("the worker was told to stop.")
         done, total = self._clips * step.total + step.number, max(self.job.steps, step.total)
-        if now >= self._next_preview and step.number < step.total:
-            if self._draw(step):
-                self._preview = done
+        if now >= self._next_preview and step.number < step.total and self._draw(step):
+            self._preview = done
         pace = sum(self.seconds) / len(self.seconds)
         self._go_on(lambda: worker.queue.advance(self.job, done, total, pace, self._preview))
         self._since = time.monotonic()

@@ -7,11 +7,13 @@ import io
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lynx_video.draft import draft
 from lynx_video.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -50,8 +52,9 @@ def entries(folder: Path, most: int) -> tuple[list[Entry], int]:
     """
     files = []
     for path in folder.glob("*") if folder.is_dir() else ():
-        if path.suffix.lower() in KINDS and not path.name.startswith(".") and not path.is_symlink() and path.is_file():
-            files.append((path.stat().st_mtime_ns, path))
+        with suppress(OSError):  # gone meanwhile
+            if path.suffix.lower() in KINDS and not path.name.startswith(".") and not path.is_symlink() and path.is_file():
+                files.append((path.stat().st_mtime_ns, path))
     files.sort(reverse=True)
     found: list[Entry] = []
     for at, (_, path) in enumerate(files):
@@ -99,9 +102,8 @@ def lend(entry: Entry, folder: Path) -> tuple[Path, Path]:
     try:
         place.mkdir(parents=True, exist_ok=True)
         if not clip.is_file():
-            partial = place / f".{entry.name}"
-            shutil.copyfile(entry.path, partial)
-            partial.replace(clip)
+            with draft(clip) as partial:  # two visitors may ask at once
+                shutil.copyfile(entry.path, partial)
         settings.write_text(json.dumps(dict(entry.record), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise BadRequest(f"{entry.name}: can't be shown ({error.strerror or error}).") from error
@@ -114,7 +116,7 @@ def _record(path: Path, stamp: tuple[int, int]) -> Mapping[str, Any]:  # noqa: A
 
     try:
         record = read_metadata(path)
-    except BadRequest:
+    except (BadRequest, OSError):
         return {}
     return record if "num_inference_steps" in record and "seed" in record else {}
 
@@ -131,7 +133,7 @@ def _still(path: Path, stamp: tuple[int, int]) -> Picture | None:  # noqa: ARG00
         else:
             with av.open(str(path)) as container:
                 image = Image.fromarray(next(container.decode(video=0)).to_ndarray(format="rgb24"))
-    except (av.error.FFmpegError, OSError, ValueError, StopIteration, IndexError):
+    except (av.error.FFmpegError, OSError, ValueError, StopIteration, IndexError, Image.DecompressionBombError):
         return None
     scale = STILL_SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

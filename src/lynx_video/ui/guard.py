@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SHORTEST_PASSWORD = 12
 WRONG_PASSWORD_SECONDS = 1.0
+UPLOADS = ("/gradio_api/upload", "/upload")
 LARGEST_BODY = 2**20
 """Bytes of a request that is no upload; ten thousand words are a tenth of it."""
 _OUTWARD = re.compile(r"/(file=[a-z][a-z0-9+.-]*:|proxy=)", re.IGNORECASE)
@@ -84,7 +85,7 @@ class Inward:
         if _OUTWARD.search(scope["path"]):
             await _refuse(send, 403, "no address is fetched here")
             return
-        if scope["method"] != "POST" or scope["path"].endswith("/upload"):  # uploads have a limit of their own
+        if scope["method"] != "POST" or scope["path"] in UPLOADS:  # uploads have a limit of their own
             await self.app(scope, receive, send)
             return
         body, more = b"", True

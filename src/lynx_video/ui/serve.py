@@ -94,7 +94,7 @@ def build(desk: Desk, lent: Path) -> gr.Blocks:
     with gr.Blocks(title="Lynx Video", analytics_enabled=False, delete_cache=(CLEANED_EVERY, KEPT_SECONDS)) as page:
         parts = lay_out(desk, examples(desk.drawn), about(desk), hint(desk.drawn))
         Wiring(desk, parts, lent, MODELS[desk.setup.model.model].same_person).connect(page)
-    page.queue(default_concurrency_limit=4, max_size=200)
+    page.queue(default_concurrency_limit=4, max_size=200, api_open=False)
     return page
 
 

@@ -68,7 +68,7 @@ footer { display: none !important; }
 .block:has(> .html-container > .prose:empty) { display: none !important; }
 .block:has(> .html-container), .html-container { padding: 0 !important; }
 #title h1 { font-size: 1.5rem; font-weight: 650; margin: 8px 0 0; }
-#title p { margin: 4px 0 0; color: var(--body-text-color-subdued); max-width: 75ch; }
+#title p { margin: 4px 0 0; color: var(--body-text-color-subdued); max-width: 100ch; }
 
 button { touch-action: manipulation; }
 button.lg, button.md, button.sm, .gallery-item, .tab-container button { min-height: 44px; }
@@ -128,6 +128,7 @@ fieldset label { min-height: 40px; }
 }
 @media (max-width: 640px) {
   .gradio-container > .main.fillable { padding: 8px 12px 32px !important; }
+  #result-video, #past-video { height: auto !important; max-height: 70vh; }
   .stage { min-height: 220px; }
   .prose .stage img { height: 300px; }
   #go { position: fixed; inset: auto 0 0 0; z-index: 50; padding: 10px 12px calc(10px + env(safe-area-inset-bottom));

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from lynx_video.ui.session import Outlook
 
 CONSENT = "Make clips only of people who agreed to it. Every clip is signed, and says that a model made it."
+LEAVE = "You may close this page: the clip goes on, and will be among the past clips."
 REFUSED = "Refused by the safety check: "
+LOOKING = '<p class="hint">Looking for faces …</p>'
 EMPTY_STAGE = '<div class="stage empty"><p>Your clip will appear here.</p></div>'
 
 
@@ -67,7 +69,8 @@ def progress(job: Job, ahead: int) -> str:
         if job.steps
         else '<progress aria-label="Steps"></progress>'
     )
-    return f'<div class="stage">{picture}{bar}<p role="status">{escape(said)}</p></div>'
+    leave = f'<p class="hint">{LEAVE}</p>'
+    return f'<div class="stage">{picture}{bar}<p role="status">{escape(said)}</p>{leave}</div>'
 
 
 def where(job: Job, ahead: int) -> str:

@@ -41,7 +41,10 @@ class Wiring:
         """Tie the handlers to their events."""
         on, watching = self.parts, [self.parts.stage, *self.parts.result.parts, self.parts.make, self.parts.cancel]
         about = [on.portrait, on.picture, on.faces, on.about_faces]
-        on.upload.change(self.receive, [on.upload], about, **QUIET)
+        # Until the new picture was looked at there is none: the clip would be of the person before.
+        on.upload.change(lambda: [None, view.LOOKING], None, [on.portrait, on.about_faces], queue=False, **QUIET).then(
+            self.receive, [on.upload], about, **QUIET
+        )
         on.picture.select(self.point, [on.portrait, on.faces], about[1:], **QUIET)
         on.faces.input(self.choose, [on.portrait, on.faces], about[1:], **QUIET)
         on.watermark.change(lambda kept: gr.update(visible=not kept), [on.watermark], [on.reason], **QUIET)
@@ -62,7 +65,7 @@ class Wiring:
         asked = gr.on(
             [on.make.click, on.prompt.submit],
             self.ask,
-            [on.portrait, *on.form],
+            [on.job, on.portrait, *on.form],
             [on.job, on.kept, on.notice, *watching],
             trigger_mode="once",
             **QUIET,
@@ -133,9 +136,12 @@ class Wiring:
         chosen = next(one for one in found if one.preset == preset)
         return [gr.update(choices=[(view.outlook_label(one), one.preset) for one in found]), view.about_preset(chosen)]
 
-    def ask(self, portrait: Portrait | None, *fields: Any) -> list[Any]:
-        """Queue what was filled in, or say why not."""
+    def ask(self, key: str, portrait: Portrait | None, *fields: Any) -> list[Any]:
+        """Queue what was filled in, or say why not. key: what this page asked for before; while it is made there is no other."""
         unchanged = [gr.skip()] * (3 + len(self.parts.result.parts))
+        before = self.desk.queue.find(key) if key else None
+        if before is not None and not before.ended:
+            return [gr.skip(), gr.skip(), view.alert("A clip is being made: wait for it, or cancel it."), *unchanged]
         try:
             job = self.desk.ask(portrait, form_of(list(self.parts.knobs), fields))
         except Exception as error:  # noqa: BLE001

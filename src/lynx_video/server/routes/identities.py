@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from lynx_video.server import answers
-from lynx_video.server.faults import ApiError, not_found
+from lynx_video.server.database import Unavailable
+from lynx_video.server.faults import ApiError, failure, not_found
 from lynx_video.server.folder import is_id
 from lynx_video.server.forms import Deleted, FaceList, FacesForm, IdentityForm, IdentityList, IdentityObject
 from lynx_video.server.intake import Intake, blaming, take_in
@@ -60,8 +61,9 @@ async def create_identity(
     job = await _settled(service, job)
     if job.status == "failed":
         error = job.error or {}
-        await in_thread(lambda: service.queue.delete(owner, "identity", job.id))  # nothing came of it
-        raise ApiError(400, error.get("message", ""), code=error.get("code", ""), param=PORTRAIT)
+        # Nothing came of it: the same request may come again, with the same idempotency key.
+        await in_thread(lambda: service.queue.delete(owner, "identity", job.id, forget_key=True))
+        raise failure(error.get("code", ""), error.get("message", ""), PORTRAIT)
     if job.status != "completed":
         response.status_code = 202
     return answers.identity_object(job)
@@ -103,7 +105,10 @@ async def _settled(service: Service, job: Job) -> Job:
     until = time.monotonic() + PATIENCE
     while job.status in ("queued", "in_progress") and time.monotonic() < until and not service.closing:
         await asyncio.sleep(0.1)
-        current = await in_thread(partial(service.queue.get, job.owner, "identity", job.id))
+        try:
+            current = await in_thread(partial(service.queue.get, job.owner, "identity", job.id))
+        except Unavailable:  # it is queued all the same
+            continue
         if current is None:
             raise not_found(IDENTITY, job.id)
         job = current

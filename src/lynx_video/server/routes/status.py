@@ -34,8 +34,8 @@ def _model(service: Service) -> ModelObject:
 
 
 @router.get("/health", response_model=Health, response_model_exclude_none=True, summary="Alive")
-def health() -> Health:
-    """This process answers."""
+async def health() -> Health:
+    """This process answers, also when all its threads wait for the database."""
     return Health(status="ok")
 
 

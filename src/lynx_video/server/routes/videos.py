@@ -9,16 +9,17 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
+from lynx_video.errors import LynxError
 from lynx_video.server import answers
 from lynx_video.server.content import Content
-from lynx_video.server.events import events
+from lynx_video.server.events import check_streams, events
 from lynx_video.server.faults import ApiError, not_found
 from lynx_video.server.folder import is_id
 from lynx_video.server.forms import ClipForm, Deleted, VideoForm, VideoList, VideoObject
 from lynx_video.server.intake import Intake, take_in
 from lynx_video.server.jobs import Job, NewJob, QueueFull, new_id
 from lynx_video.server.routes.description import body_of, refusals
-from lynx_video.server.service import Owner, Served, Service, in_thread
+from lynx_video.server.service import Given, Owner, Served, Service, in_thread, may_ask, token_of
 
 router = APIRouter(prefix="/v1/videos", tags=["videos"])
 PORTRAIT = "input_reference"
@@ -59,7 +60,10 @@ async def create_video(
     if not fresh:
         intake.discard()
         response.headers["Idempotent-Replayed"] = "true"
-    return await in_thread(partial(_shown, service, job))
+    try:
+        return await in_thread(partial(_shown, service, job))
+    except LynxError:  # it is queued; who is told otherwise asks again
+        return answers.video_object(job, keep_days=service.flags.keep_days)
 
 
 async def _queue(
@@ -186,6 +190,8 @@ def get_preview(video_id: str, owner: Owner, service: Served) -> Content:
     """The first frame as it is now, while the clip is being made."""
     job = _find(service, owner, video_id)
     none = ApiError(404, f"there is no preview of {video_id} now; there is one while it is in progress.", code="no_preview")
+    if job.preview is None:
+        raise none
     return Content(service.folder.preview(job.id), "image/jpeg", none)
 
 
@@ -201,11 +207,13 @@ def get_preview(video_id: str, owner: Owner, service: Served) -> Content:
     },
     summary="Watch it come",
 )
-def get_events(video_id: str, owner: Owner, service: Served) -> StreamingResponse:
+def get_events(video_id: str, owner: Owner, service: Served, given: Given) -> StreamingResponse:
     """Server-sent events: place in the queue, steps, time left, previews; the last one has the final state."""
     job = _find(service, owner, video_id)
+    check_streams(service, owner)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events(service, owner, job.id), media_type="text/event-stream", headers=headers)
+    stream = events(service, owner, job.id, partial(may_ask, service, token_of(given)))
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
 @router.delete("/{video_id}", response_model=Deleted, responses=refusals(404), summary="Cancel or delete")
