@@ -1,6 +1,6 @@
 """Clips longer than the model was trained for, on nano: what windows do to seams, likeness and motion, and what else could be done.
 
-    python benchmarks/nano_long.py [--people 12] [--steps 8] [--times 2,4] [--output benchmarks/results/NAME] [--strip FILE.png]
+    python benchmarks/nano_long.py [--people 12] [--steps 8] [--times 2,4] [--output benchmarks/results/NAME] [--strip FILE.webp]
 
 Every way makes one clip of each person, with the same prompt and the same draw of noise, at so many times the length nano was trained
 for. A join is the boundary between two latent frames at which the window that counts most changes; inside are the other boundaries but
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--times", default="2,4", help="lengths, in times the trained one; all ways are tried at the last")
     parser.add_argument("--output", type=Path, default=None, help="file without its ending: .md and .json are written")
-    parser.add_argument("--strip", type=Path, default=None, help="PNG of frames across joins of the last length")
+    parser.add_argument("--strip", type=Path, default=None, help="WebP of frames across joins of the last length")
     request = parser.parse_args()
     torch.set_num_threads(1)
     components = load("nano", device="cpu")
@@ -335,7 +335,7 @@ def _strip(file: Path, rows: dict[str, Seen], people: tuple[int, ...] = (3, 4, 9
             for column, frame in enumerate(frames):
                 page.paste(Image.fromarray(row.frames[person][frame]), (left + column * size, top))
     with draft(file) as partial:
-        page.save(partial, format="PNG", optimize=True)
+        page.save(partial, format="WEBP", quality=85)
 
 
 if __name__ == "__main__":

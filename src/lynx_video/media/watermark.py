@@ -1,7 +1,8 @@
 """An invisible mark in the pixels that says "made by lynx-video", and its blind detector.
 
-What it is: a sum of cosines over the whole picture (a DCT in coordinates of the picture, so that it scales with it), each with a sign
-from a fixed public key, added to the brightness of every frame alike. Spread spectrum after Cox et al. 1997, with one bit: there or not.
+What it is: a sum of cosines over the whole picture (a DCT in coordinates of the picture, so that it scales with it), each with a
+sign from a fixed public key, added to the brightness of every frame alike. Spread spectrum after Cox et al. 1997, with one bit:
+there or not.
 The detector scales each frame to a small square, keeps what an edge-preserving filter takes away from flat parts, averages it over the
 frames and correlates its cosines with the key.
 
@@ -11,8 +12,8 @@ a false alarm has a chance of at most 2 exp(-THRESHOLD^2 / 2), 7.5e-6; of 6e-7 w
 the draw of the key, which was drawn once: clips that are nearly equal share their luck.
 
 It survives re-encoding, scaling (also unequal in width and height), cut and repeated frames, another frame rate. It does not survive a
-crop or a border (the picture's edges are its coordinates), a turn, a mirror image, or anybody who wants it gone: the key is public. So a
-clip without the mark is no proof of anything, and a clip with it is no proof against one who forges.
+crop or a border (the picture's edges are its coordinates), a turn, a mirror image, or anybody who wants it gone: the key is public.
+So a clip without the mark is no proof of anything, and a clip with it is no proof against one who forges.
 docs/watermark.md has the rates and the limits.
 """
 
@@ -150,12 +151,13 @@ def _signs() -> Floats:
 
 
 def _band(top: int) -> Floats:
-    """1 for the pairs of half waves in [LOWEST, top), float32 [36, 36]; waves along one axis alone look too much like walls and doors."""
+    """1 for the pairs of half waves in [LOWEST, top), float32 [36, 36]; waves along one axis look too much like walls and doors."""
     import numpy as np
 
     rows, columns = np.mgrid[:WIDE, :WIDE]
     size = np.hypot(rows, columns)
-    return ((size >= LOWEST) & (size < top) & (rows > 0) & (columns > 0)).astype(np.float32)
+    band: Floats = ((size >= LOWEST) & (size < top) & (rows > 0) & (columns > 0)).astype(np.float32)
+    return band
 
 
 def _cosines(points: int) -> Floats:
