@@ -308,6 +308,7 @@ def _figures(load: Load, notes: Notes, server: Server, listed: dict[str, str]) -
     _expect(notes, tally is not None and tally[0] == len(ids), f"{tally and tally[0]} clips were counted as completed")
     said = collections.Counter(re.findall(r"(video_[0-9a-f]{32}) is done", server.log.read_text()))
     _expect(notes, all(count == 1 for count in said.values()), "the log has a job that was done twice")
+    cut_off = _swept(load, server)
     files = {name: {file.name for file in (server.data / name).iterdir()} for name in ("uploads", "videos", "previews")}
     _expect(
         notes,
@@ -324,10 +325,29 @@ def _figures(load: Load, notes: Notes, server: Server, listed: dict[str, str]) -
         "clip_seconds": _spread([row["work_seconds"] for row in rows if row["work_seconds"]], 1),
         "completed": sum(status == "completed" for status in listed.values()),
         "began_more_than_once": sum(row["attempts"] > 1 for row in rows),
+        "portraits_of_requests_that_were_cut_off": cut_off,
         "answered_from_the_key": notes.replayed,
         "told_that_the_queue_is_full": notes.full,
         "requests_without_an_answer": notes.unanswered,
     }
+
+
+def _swept(load: Load, server: Server) -> int:
+    """How many files the sweep removes that a service does each minute, as if it were two hours later."""
+    from lynx_video.server.config import StoreFlags
+    from lynx_video.server.database import open_database
+    from lynx_video.server.folder import Folder
+    from lynx_video.server.jobs import Queue
+
+    hours_ago = time.time() - 7200
+    for file in server.data.rglob("*.*"):
+        os.utime(file, (hours_ago, hours_ago))
+    database = open_database(StoreFlags(data=server.data))
+    try:
+        jobs = Queue(database=database, lease=load.lease)
+        return len(Folder(path=server.data).sweep(jobs.known(), jobs.unfinished()))
+    finally:
+        database.close()
 
 
 def _check_clips(notes: Notes, server: Server, ids: set[str]) -> None:
@@ -418,7 +438,9 @@ def table(found: dict[str, Any]) -> str:
         "",
         f"Clips begun more than once (their worker was killed): {found['began_more_than_once']}. Requests without an answer while the "
         f"service was away: {found['requests_without_an_answer']}; submits whose first answer was lost and that got their job by the "
-        f"key: {found['answered_from_the_key']}; told that the queue was full: {found['told_that_the_queue_is_full']}.",
+        f"key: {found['answered_from_the_key']}; told that the queue was full: {found['told_that_the_queue_is_full']}. Portraits of "
+        "requests that SIGKILL cut off before they were queued, removed by the sweep: "
+        f"{found['portraits_of_requests_that_were_cut_off']}.",
         "",
         "The wait in the queue of a clip that was begun again counts to its last beginning. Latencies are of requests that were "
         "answered, measured by the clients.",

@@ -122,8 +122,13 @@ def finish(process):
     return json.loads(out)
 
 
+def times(clips):
+    """When each clip was written; drafts have names that begin with a dot."""
+    return {one: one.stat().st_mtime_ns for one in clips.glob("[!.]*.mp4")}
+
+
 def wait_for(process, clips, enough):
-    while len(list(clips.glob("*.mp4"))) < enough:
+    while len(times(clips)) < enough:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
 
@@ -185,7 +190,7 @@ def test_60_requests_killed_three_times(undisturbed):
         time.sleep(random.random())  # anywhere within a clip
         os.killpg(running.pid, signal.SIGKILL)
         running.communicate()
-        now = {one: one.stat().st_mtime_ns for one in clips.glob("*.mp4")}
+        now = times(clips)
         assert {one: now[one] for one in before} == before, "nothing is made twice, nothing is overwritten"
         before = now
     facts = finish(start(undisturbed, "requests.jsonl", "-o", "killed", "--workers", "1", "--json"))
@@ -206,7 +211,7 @@ def test_60_requests_on_two_workers_one_of_them_killed(undisturbed):
     workers = [pid for pid, name in below(running.pid).items() if name.startswith("ray::") and "_Worker" in name]
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    before = {one: one.stat().st_mtime_ns for one in clips.glob("*.mp4")}
+    before = times(clips)
     facts = finish(running)
     assert (facts["done"], facts["failed"]) == (60, 0)
     assert {one: one.stat().st_mtime_ns for one in before} == before

@@ -58,7 +58,7 @@ def form(desk):
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page_process(tmp_path_factory):
     """The page on nano, started once; its clips lie in `folder / "clips"`."""
     running = Running(tmp_path_factory.mktemp("page"))
@@ -66,9 +66,9 @@ def page_process(tmp_path_factory):
     assert running.stop() == (0, [])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
-    """A headless browser."""
+    """A headless browser. For one module: as long as it is there, an event loop runs in this thread, and no other can."""
     if CHROMIUM is None:
         pytest.skip("no Chromium is installed here (apt-get install chromium)")
     sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")

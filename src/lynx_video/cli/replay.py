@@ -32,6 +32,10 @@ class ReplayFlags:
     "the negative prompt, for a private record that withholds one"
     face_record: Path | None = None
     "the face record, for a clip that was made with one"
+    face_detector: Path | None = None
+    "face detector instead of the model's own: SCRFD (folder or .onnx) or YuNet (.onnx)"
+    arcface: Path | None = None
+    "face encoder instead of the model's own: ArcFace IR-SE50 weights"
     output: Path | None = field(default=None, metadata={"flags": ("-o",)})
     "file of the new clip; by default CLIP-replay beside CLIP"
     overwrite: bool = False
@@ -47,14 +51,12 @@ class ReplayFlags:
 @options(
     ReplayFlags,
     ModelFlags,
-    FaceFlags,
     RuntimeConfig,
     SigningFlags,
     SafetyConfig,
-    # what shapes the clip is in its record; face_record is asked for above
+    # what shapes the clip is in its record
     without=(
         "model",
-        "face_index",
         "vram_budget",
         "quantize",
         "vae_tiling",
@@ -69,7 +71,6 @@ def replay(
     clip: Path,
     flags: ReplayFlags,
     model: ModelFlags,
-    face: FaceFlags,
     runtime: RuntimeConfig,
     signing: SigningFlags,
     safety: SafetyConfig,
@@ -97,6 +98,7 @@ def replay(
         negative_prompt=flags.negative_prompt,
         face_record=flags.face_record,
     )
+    face = FaceFlags(face_detector=flags.face_detector, arcface=flags.arcface)
     setup = setup_of(record, Setup(model=model, face=face, runtime=given(runtime), safety=safety, signing=signing))
     threads = (record.get("machine") or {}).get("threads")
     if isinstance(threads, int) and threads > 0:

@@ -136,6 +136,14 @@ class Queue:
         with self.database.read() as connection:
             return _repeated(connection, owner, key, digest)
 
+    def knows(self, owner: str, key: str) -> bool:
+        """Whether an idempotency key came before."""
+        with self.database.read() as connection:
+            return (
+                connection.execute(select(repeats.c.job).where(repeats.c.owner == owner, repeats.c.key == key)).first()
+                is not None
+            )
+
     def get(self, owner: str, kind: Kind, identifier: str) -> Job | None:
         """A job of this owner."""
         with self.database.read() as connection:

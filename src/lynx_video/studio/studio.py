@@ -219,7 +219,7 @@ class Studio:
             record["negative_prompt_withheld"] = True
         if ranks is None or ranks.first:
             publish(target, clip, record, marks, self.signer(), tensors)
-        cautions = (*order.cautions, *guest.cautions, *(str(one.message) for one in told))
+        cautions = (*order.cautions, *guest.cautions, *dict.fromkeys(str(one.message) for one in told))
         return Made(clip=clip, output=target, judge=judge, missed=missed, record=record, cautions=cautions)
 
     def make(self, request: Request, target: Path, *, on_step: Callable[[Step], None] | None = None, **more: Any) -> Made:

@@ -45,8 +45,7 @@ async def create_identity(
 
     Several faces and no `face_index` are refused with the boxes of all. The answer comes when the person is enrolled.
     """
-    if idempotency_key is None:
-        await in_thread(partial(check_room, service))
+    await in_thread(partial(check_room, service, owner, idempotency_key))
     job_id = new_id("identity")
     form, intake = await take_in(request, IdentityForm, PORTRAIT, service.shelf, job_id)
     try:

@@ -47,8 +47,7 @@ async def create_video(
     idempotency_key: Annotated[str | None, KEY] = None,
 ) -> VideoObject:
     """Queue a clip of a person, from a portrait (`input_reference`) or an enrolled `identity`; what can be refused is refused now."""
-    if idempotency_key is None:
-        await in_thread(partial(check_room, service))  # before a byte of the picture is taken
+    await in_thread(partial(check_room, service, owner, idempotency_key))  # before a byte of the picture is taken
     job_id = new_id("video")
     form, intake = await take_in(request, VideoForm, PORTRAIT, service.shelf, job_id)
     try:
@@ -95,8 +94,10 @@ def no_consent() -> ApiError:
     return ApiError(400, message, code="consent_required", param="consent")
 
 
-def check_room(service: Service) -> None:
-    """Raises ApiError if the queue is full."""
+def check_room(service: Service, owner: str, key: str | None) -> None:
+    """Raises ApiError if the queue is full; not for an idempotency key that came before, which has its job already."""
+    if key is not None and service.queue.knows(owner, key):
+        return
     waiting = service.queue.waiting()
     if waiting >= service.flags.queue_limit:
         raise _full(service, waiting)
