@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -78,7 +79,9 @@ def serve(flags: PageFlags, setup: Setup, say: Callable[[str], None]) -> None:
         finally:
             desk.close()
             if page.is_running:
-                page.server.force_exit = True  # the event streams of open pages would hold it up
+                # The event streams of open pages would hold it up, and are ended with many words.
+                page.server.config.timeout_graceful_shutdown = 1
+                logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             page.close(verbose=False)
 
 
@@ -137,7 +140,8 @@ def launch(page: gr.Blocks, host: str, port: int, known: tuple[str, str] | None)
             js=NAMES,
         )
     except OSError as error:
-        raise BadRequest(f"{host}:{port} can't be listened on ({error}); choose another --port.") from error
+        why = error.strerror or "the port is taken"
+        raise BadRequest(f"{host}:{port} can't be listened on ({why}); choose another --port.") from error
 
 
 @contextmanager
