@@ -426,13 +426,15 @@ def _report(results: dict[str, Any], about: dict[str, Any]) -> str:
     lines += [
         "",
         f"With {OTHER_KEYS:,} other keys, {keys['clips']} unmarked clips, both bands ({keys['scores']:,} scores): "
-        f"mean {keys['mean']:.3f}, deviation {keys['deviation']:.3f}, above 3: {keys['above_3']:.5f} (normal: {0.5 * math.erfc(3 / 2**0.5):.5f}), highest "
-        f"{keys['highest']:.2f}.",
+        f"mean {keys['mean']:.3f}, deviation {keys['deviation']:.3f}, "
+        f"above 3: {keys['above_3']:.5f} (normal: {0.5 * math.erfc(3 / 2**0.5):.5f}), "
+        f"highest {keys['highest']:.2f}.",
         "",
         "### Time and memory, 81 frames of 832x480, one thread",
         "",
         f"mark {speed['mark_seconds']:.2f} s and {speed['mark_megabytes']:.0f} MB beside the clip, "
-        f"the marked clip of {speed['clip_megabytes']:.0f} MB among them, detect {speed['detect_seconds']:.2f} s and {speed['detect_megabytes']:.0f} MB.",
+        f"the marked clip of {speed['clip_megabytes']:.0f} MB among them, "
+        f"detect {speed['detect_seconds']:.2f} s and {speed['detect_megabytes']:.0f} MB.",
     ]
     return "\n".join(lines) + "\n"
 
