@@ -46,7 +46,6 @@ TEXTURE = 3.0  # levels of local spread that hide twice the mark of flat parts
 _LUMA = (0.2126, 0.7152, 0.0722)  # BT.709
 _EDGE, _REACH, _LIMIT = 4.0, 8.0, 4.0  # of the residual, in levels, grid points, levels
 _SMOOTH, _CALM = 1.5, 1.5  # of the whitening: neighbourhood in half waves, and where large cosines are bent down
-_NOTHING = 1.0  # a cosine of a four thousandth of a level
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

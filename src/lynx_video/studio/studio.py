@@ -322,18 +322,18 @@ class Studio:
 
         assert request.portrait is not None
         size = blueprint.defaults.reference_size
-        record = request.face_record and file_hash(request.face_record)
-        key = (file_hash(request.portrait), request.face_index, record, size)
+        face = replace(self.setup.face, face_index=request.face_index, face_record=request.face_record)
+        record = read_face_record(face)
+        key = (file_hash(request.portrait), request.face_index, record and file_hash(request.face_record or ""), size)
         if key in self._people:
             self._people.move_to_end(key)
             return self._people[key]  # type: ignore[no-any-return]
-        face = replace(self.setup.face, face_index=request.face_index, face_record=request.face_record)
         sitter = sit(
             blueprint.faces,
             request.portrait,
             self.setup.model,
             face,
-            record=read_face_record(face),
+            record=record,
             reference_size=size,
             shown=Path(request.name),
         )
