@@ -158,6 +158,30 @@ def worker(studio):
     return make
 
 
+@pytest.fixture
+def at_first_event(monkeypatch):
+    """at_first_event(call) lets `call` run in a thread of its own as soon as a stream of events sent one; the looks come fast."""
+    import threading
+
+    from lynx_video.server import events
+
+    told, threads = events._event, []
+    monkeypatch.setattr(events, "LOOK_SECONDS", 0.01)
+
+    def make(call):
+        def telling(name, data):
+            if not threads:
+                threads.append(threading.Thread(target=call))
+                threads[0].start()
+            return told(name, data)
+
+        monkeypatch.setattr(events, "_event", telling)
+
+    yield make
+    for one in threads:
+        one.join()
+
+
 def face(seed):
     """uint8 [H, W, 3], a drawn person."""
     from lynx_video.nano.people import portrait

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -17,11 +18,11 @@ from lynx_video.server.jobs import Queue
 @pytest.mark.parametrize(("path", "field"), [("/v1/videos", "input_reference"), ("/v1/identities", "portrait")])
 def test_a_job_keeps_its_portrait(serving: Any, worker: Any, portrait: bytes, monkeypatch: Any, path: str, field: str) -> None:
     service = serving()
-    submit = Queue.submit
+    submit, gone = Queue.submit, threading.Event()
 
     def slow(self: Queue, *args: Any) -> Any:
         queued = submit(self, *args)
-        time.sleep(0.5)
+        assert gone.wait(20)
         return queued
 
     monkeypatch.setattr(Queue, "submit", slow)
@@ -36,6 +37,7 @@ def test_a_job_keeps_its_portrait(serving: Any, worker: Any, portrait: bytes, mo
                 assert time.monotonic() < end
                 await asyncio.sleep(0.01)
             asking.cancel()  # as uvicorn does with what is not done some seconds after SIGTERM
+            gone.set()
             with pytest.raises(asyncio.CancelledError):
                 await asking
 

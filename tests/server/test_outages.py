@@ -199,15 +199,39 @@ def test_a_preview_that_the_gate_refuses_is_not_shown(
     assert shown(client, made)["status"] == "completed"
 
 
-def test_after_an_outage_every_worker_has_a_whole_lease_to_say_that_it_lives(client: Any, portrait: bytes, worker: Any) -> None:
+class Clock:
+    """The time of a module, which passes when `seconds` is raised."""
+
+    seconds = 0.0
+
+    def monotonic(self) -> float:
+        return 1000 + self.seconds
+
+    def time(self) -> float:
+        return 1_700_000_000 + self.seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: Any) -> Clock:
+    """The clock of crews."""
+    from lynx_video.server import crew
+
+    one = Clock()
+    monkeypatch.setattr(crew, "time", one)
+    return one
+
+
+def test_after_an_outage_every_worker_has_a_whole_lease_to_say_that_it_lives(
+    client: Any, portrait: bytes, worker: Any, clock: Clock
+) -> None:
     made = ask(client, portrait, **QUICK).json()
-    queue, crew = client.service.queue, worker(client.service, "watcher", lease=0.6)
+    queue, crew = client.service.queue, worker(client.service, "watcher", lease=15.0)
     other = queue.claim("other")
     with client.service.database.write() as connection:  # the outage was longer than its lease
         connection.execute(update(db.jobs).values(lease=time.time() - 1))
     crew.beat()
     assert shown(client, made)["status"] == "in_progress", "this one only just began to look"
-    time.sleep(0.65)
+    clock.seconds += 16
     lock = sqlite3.connect(client.service.folder.path / "lynx-video.db", isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     with pytest.raises(Unavailable):
@@ -216,16 +240,17 @@ def test_after_an_outage_every_worker_has_a_whole_lease_to_say_that_it_lives(cli
     lock.close()
     crew.beat()
     assert shown(client, made)["status"] == "in_progress", "others could not say it either"
-    time.sleep(0.65)
+    clock.seconds += 16
     assert queue.get("local", "video", made["id"]).token == other.token
     crew.beat()
     assert shown(client, made)["status"] == "queued", "it had its time"
 
 
-def test_doubt_lasts_a_lease() -> None:
-    doubt = Doubt(0.2)
+def test_doubt_lasts_a_lease(clock: Clock) -> None:
+    doubt = Doubt(15.0)
+    clock.seconds = 14.9
     assert not doubt.is_over
-    time.sleep(0.25)
+    clock.seconds = 15.1
     assert doubt.is_over
     doubt.renew()
     assert not doubt.is_over

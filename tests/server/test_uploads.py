@@ -283,8 +283,10 @@ def test_a_task_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
 
     async def cancel() -> None:
         task = asyncio.create_task(read_upload(stuck(), tmp_path / "new"))
-        await asyncio.sleep(0.1)
-        assert list(tmp_path.rglob("*.png"))
+        end = time.monotonic() + 20
+        while not list(tmp_path.rglob("*.png")):
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -348,7 +350,7 @@ def test_the_loop_goes_on_while_a_picture_is_decoded(tmp_path: Path, monkeypatch
         await task
         return ticks
 
-    assert asyncio.run(several()) > 20
+    assert asyncio.run(several()) > 5
     assert most == 1
 
 

@@ -203,8 +203,10 @@ def test_closing_cancels_everything(held, asked):
     first, second = queue.submit(*asked()), queue.submit(*asked())
     wait_until(lambda: first.state == "preparing")
     studio.go()
-    threading.Timer(0.2, studio.go, [3]).start()
+    later = threading.Timer(0.2, studio.go, [3])
+    later.start()
     queue.close(20)
+    later.join()
     assert [first.state, second.state] == ["cancelled", "cancelled"]
     with pytest.raises(BadRequest, match="closing"):
         queue.submit(*asked())
