@@ -1,6 +1,7 @@
 """Every example runs as it stands, and is short."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ def test_example_runs(
 ) -> None:
     assert len(example.read_text(encoding="utf-8").splitlines()) < 30
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(example)])
     runpy.run_path(str(example), run_name="__main__")
     assert capsys.readouterr().out.strip()
 

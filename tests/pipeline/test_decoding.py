@@ -269,6 +269,8 @@ print((resident("VmHWM") - before) / decode_bytes(192, 256, False, vae.config, d
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_estimate_against_the_process(dtype):
+    if dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("without bf16 instructions torch unfolds each convolution, which takes many times the memory")
     done = subprocess.run([sys.executable, "-c", MEASURE, dtype], capture_output=True, text=True, check=True)
     assert 1 / 1.5 < float(done.stdout.split()[-1]) < 1.5
 
