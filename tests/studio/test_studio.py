@@ -231,5 +231,7 @@ def test_consent_is_a_text_or_a_file(tmp_path):
     assert noted.startswith("letter.txt, sha256 ")
     assert str(tmp_path) not in noted
     assert consent_noted("x" * 5000) == "x" * 5000
-    with pytest.raises(BadRequest, match="no such file"):
-        consent_noted(str(tmp_path / "leter.txt"))
+    assert consent_noted("Ada, by letter of 3.May") == "Ada, by letter of 3.May"
+    for gone in (str(tmp_path / "leter.txt"), "agreed.scan", "letter of Ada.PDF", "her folder/yes, signed.p7s"):
+        with pytest.raises(BadRequest, match="there is no such file"):
+            consent_noted(gone)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 PRIVATE = ("prompt", "negative_prompt", "portrait", "identity_file", "loras", "gguf")
 """What a private record leaves out."""
+FILE_NAME = re.compile(
+    r"\S+\.[A-Za-z]\w{1,4}|.+\.(?:pdf|png|jpe?g|heic|tiff?|txt|md|docx?|odt|rtf|eml|html?|p7[ms]|sig|asc)", re.IGNORECASE
+)
+"""What is taken for the name of a file: one word with an ending, or several with that of a document."""
 WITHHELD = "given; its text is private"
 
 
@@ -32,8 +36,10 @@ def consent_noted(text: str) -> str:
         is_file = bool(text) and Path(text).is_file()
     except (OSError, ValueError):
         is_file = False
-    if not is_file and re.fullmatch(r"\S+\.[A-Za-z]\w{1,4}", text):
-        raise BadRequest(f"--consent {text}: no such file; give a file that is there, or say it in words.")
+    if not is_file and FILE_NAME.fullmatch(text):
+        raise BadRequest(
+            f"--consent {text}: there is no such file; give one that is there, or say it in words that end otherwise."
+        )
     return f"{Path(text).name}, sha256 {file_hash(text)}" if is_file else text
 
 
