@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from lynx_video.pipeline.components import Components
     from lynx_video.pipeline.denoise import Step
+    from lynx_video.safety import Gate
 
 PREVIEW_PIXELS = 512
 
@@ -41,8 +43,11 @@ def make_room(device: str) -> None:
     soft_empty_cache()
 
 
-def watcher(components: Components, *, previews: bool) -> Callable[[Step], None]:
-    """A step callback: moves the node's bar, shows the first frame as the step guesses it, and stops at the next cancel."""
+def watcher(components: Components, guard: Gate, *, previews: bool) -> Callable[[Step], None]:
+    """A step callback: moves the node's bar, shows the first frame as the step guesses it, and stops at the next cancel.
+
+    What the guard refuses is not shown, and a frame that cannot be shown does not end the clip.
+    """
     bars: list[Any] = []
 
     def on_step(step: Step) -> None:
@@ -53,18 +58,27 @@ def watcher(components: Components, *, previews: bool) -> Callable[[Step], None]
             return
         if not bars:
             bars.append(ProgressBar(step.total))
-        bars[0].update_absolute(step.number, step.total, _picture(components, step) if previews else None)
+        bars[0].update_absolute(step.number, step.total, _picture(components, guard, step) if previews else None)
 
     return on_step
 
 
-def _picture(components: Components, step: Step) -> tuple[str, Any, int]:
-    """A preview as ComfyUI sends it."""
+def _picture(components: Components, guard: Gate, step: Step) -> tuple[str, Any, int] | None:
+    """A preview as ComfyUI sends it; None for one that may not be seen."""
     from PIL import Image
 
+    from lynx_video.errors import Refused
     from lynx_video.pipeline.preview import preview
 
-    return "JPEG", Image.fromarray(preview(components, step)), PREVIEW_PIXELS
+    try:
+        picture = preview(components, step)
+        guard.portrait(picture)
+    except Refused:
+        return None
+    except Exception:
+        logging.exception("no preview of this step")
+        return None
+    return "JPEG", Image.fromarray(picture), PREVIEW_PIXELS
 
 
 def next_file(prefix: str, extension: str, width: int, height: int) -> Saved:

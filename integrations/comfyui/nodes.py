@@ -282,7 +282,8 @@ class Sample:
             logging.warning(caution)
         check_interrupted()
         with told():
-            clip = generate(model.components, identity, prompt, config, on_step=watcher(model.components, previews=previews))
+            watch = watcher(model.components, guard, previews=previews)
+            clip = generate(model.components, identity, prompt, config, on_step=watch)
         guard.frames(clip.frames)
         judge = model.components.faces.judge_name if clip.coverage is not None else ""
         film = Film(

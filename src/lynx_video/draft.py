@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lynx_video.errors import BadOutput
+
+
+def is_draft(file: Path) -> bool:
+    """Whether a file is one that `draft` began and a kill left behind."""
+    return re.fullmatch(r"\..*\.[0-9a-f]{12}", file.stem, re.DOTALL) is not None and file.is_file()
 
 
 @contextmanager

@@ -101,11 +101,14 @@ def test_a_private_clip_tells_nothing_of_its_words(read):
         {**ANN, "prompt": "a", "private": True, "consent": "x"}, {**ANN, "prompt": "b", "private": True, "consent": "y"}
     )
     assert "ann" not in first.id
-    assert second.id == f"{first.id}-2", "the file's name does not depend on the words"
+    assert second.id == first.id, "without the folder's key it does not depend on the words"
     alone = read({**ANN, "prompt": "b", "private": True, "consent": "y"})[0]
-    assert alone.id == first.id
     one, other = keyed(first, b"1"), keyed(first, b"2")
     assert len({first.stamp, one.stamp, other.stamp}) == 3
+    assert len({first.id, one.id, other.id, keyed(second, b"1").id}) == 4
+    assert keyed(alone, b"1").id == keyed(second, b"1").id, "whatever else is asked for"
+    named = read({**ANN, "private": True, "id": "quiet"})[0]
+    assert keyed(named, b"1").id == "quiet"
     assert keyed(first, b"1").stamp == one.stamp != keyed(second, b"1").stamp
     public = read({**ANN, "prompt": "a"})[0]
     assert keyed(public, b"1") is public

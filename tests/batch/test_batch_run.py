@@ -142,7 +142,7 @@ def test_a_kill_between_clip_and_note_costs_nothing_and_a_lost_clip_comes_again(
     assert table["noted"]["status"] == "missed"
     (out / "clips" / "lost.mp4").unlink()
     (out / "work" / "made" / "noted.safetensors").unlink()
-    (out / "clips" / ".noted.half.mp4").write_bytes(b"x")
+    (out / "clips" / ".noted.0123456789ab.mp4").write_bytes(b"x")
     summary = run(wanted)
     assert (summary.made_now, summary.counts["done"], summary.counts["missed"]) == (1, 1, 1)
     after = contents(out)

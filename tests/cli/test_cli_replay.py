@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from lynx_video.media.certificate import load_signer
 from lynx_video.media.image import write_picture
-from lynx_video.media.provenance import read_provenance
+from lynx_video.media.provenance import read_provenance, sign
 from lynx_video.media.video import read_video, write_video
 from lynx_video.nano.people import portrait
 
@@ -81,6 +82,36 @@ def test_frames_that_were_changed_are_not_called_the_same(lynx, made, alice):
     done = lynx("replay", clip, "--subject-image", alice, "--quiet")
     assert done.code == 1
     assert "unsigned" in done.err
+
+
+def test_a_record_that_was_put_to_other_frames_and_signed(lynx, made, alice):
+    """Whoever has a key can sign anything: the signature is whole, and the frames are not those of the record."""
+    clip = made()
+    frames, fps = read_video(clip)
+    record = read_provenance(clip).record
+    write_video(clip, frames[::-1], fps, record)
+    sign(clip, record, load_signer(None, None))
+    assert read_provenance(clip).state == "untouched"
+    done = lynx("replay", clip, "--subject-image", alice, "--quiet")
+    assert done.code == 1
+    assert "shows other frames than its record tells of" in done.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"face_index": "x"}, "face_index is 'x', expected a whole number"),
+        ({"machine": "x"}, "machine is 'x', expected an object"),
+        ({"prompt": 5}, "prompt is 5, expected a text"),
+    ],
+    ids=["face", "machine", "prompt"],
+)
+def test_a_record_of_other_kinds_is_refused(lynx, alice, tmp_path, changes, said):
+    record = {"base_hash": "0", "seed": 1, "frames_hash": "0", "num_frames": 5, "prompt": PROMPT, **changes}
+    write_video(tmp_path / "odd.mp4", [portrait(seed=1)] * 3, 8, record)
+    done = lynx("replay", tmp_path / "odd.mp4", "--subject-image", alice)
+    assert done.code == 2
+    assert said in done.err
 
 
 def test_a_foreign_clip_has_no_record(lynx, alice, tmp_path):

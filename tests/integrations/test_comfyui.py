@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -469,6 +470,29 @@ def test_progress_previews_and_cancel(nano: Any, call: Any, portrait: np.ndarray
     with pytest.raises(Interrupted):
         call("LynxVideoSample", num_inference_steps=50, **sample)
     assert len(comfyui.bars[0].calls) == 2
+
+
+def test_no_preview_of_what_the_gate_refuses(nano: Any, call: Any, portrait: np.ndarray, comfyui: Any) -> None:
+    identity, _, _ = call("LynxVideoMakeIdentity", model=nano.model, gate=nano.gate, image=as_image(portrait))
+    sample = {"model": nano.model, "identity": identity, "prompt": PROMPT, "num_frames": 5, "num_inference_steps": 3}
+    scores: list[float] = []
+
+    def worse(_: np.ndarray) -> float:
+        scores.append(0.45 * len(scores))  # 0 and 0.45 pass, what follows does not
+        return scores[-1]
+
+    strict = replace(nano.gate, gate=replace(nano.gate.gate, pictures=worse))
+    with pytest.raises(Refused, match="the video was refused"):
+        call("LynxVideoSample", gate=strict, **sample)
+    assert [preview is not None for _, _, preview in comfyui.bars[0].calls] == [True, True, False]
+
+    def broken(_: np.ndarray) -> float:
+        raise RuntimeError("no memory for a preview")
+
+    comfyui.bars.clear()
+    with pytest.raises(RuntimeError):  # by the frames at the end: those have to be looked at
+        call("LynxVideoSample", gate=replace(nano.gate, gate=replace(nano.gate.gate, pictures=broken)), **sample)
+    assert [preview for _, _, preview in comfyui.bars[0].calls] == [None] * 3
 
 
 def test_comfyuis_models_leave_the_gpu_and_only_that(comfyui: Any) -> None:

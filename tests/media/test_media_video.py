@@ -119,6 +119,22 @@ def test_unreadable_videos(tmp_path: Path) -> None:
             assert name in str(caught.value) or str(tmp_path) in str(caught.value)
 
 
+def test_a_video_that_changes_its_size_is_refused(tmp_path: Path) -> None:
+    parts = []
+    for side in (64, 128):
+        write_video(tmp_path / f"{side}.mp4", np.zeros((3, side, side, 3), np.uint8), 8)
+        with av.open(str(tmp_path / f"{side}.mp4")) as source, av.open(str(tmp_path / f"{side}.ts"), "w") as out:
+            stream = out.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(source.streams.video[0]):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    out.mux(packet)
+        parts.append((tmp_path / f"{side}.ts").read_bytes())
+    (tmp_path / "both.ts").write_bytes(b"".join(parts))
+    with pytest.raises(BadRequest, match="of several sizes"):
+        read_video(tmp_path / "both.ts")
+
+
 @pytest.mark.parametrize("kind", ["mp4", "webp"])
 def test_failures_leave_nothing_behind(tmp_path: Path, kind: str) -> None:
     class StopError(Exception):

@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -383,11 +384,16 @@ def test_one_who_signs_an_altered_clip_anew_is_shown(pristine, tmp_path, issue):
 
 
 def test_a_certificate_that_ends_after_signing_leaves_the_bits_untouched(pristine, tmp_path, issue):
-    end = time.monotonic() + 3
-    papers = issue(until=timedelta(seconds=3))
-    file = shutil.copy(pristine("mp4"), tmp_path / "old.mp4")
-    sign(file, RECORDED, load_signer(papers.key, papers.certificate))
-    assert read_provenance(file, papers.root).trusted
+    for seconds in (3, 12, 48):  # on a busy machine a short life is over before the clip is signed
+        end = time.monotonic() + seconds
+        papers = issue(until=timedelta(seconds=seconds))
+        file = Path(shutil.copy(pristine("mp4"), tmp_path / "old.mp4"))
+        with suppress(BadRequest):
+            sign(file, RECORDED, load_signer(papers.key, papers.certificate))
+            if read_provenance(file, papers.root).trusted:
+                break
+    else:
+        pytest.fail("nothing could be signed in 48 s")
     time.sleep(max(0.0, end - time.monotonic()) + 1.1)  # certificates count whole seconds
     found = read_provenance(file, papers.root)
     assert (found.state, found.trusted) == ("untouched", False)

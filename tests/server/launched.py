@@ -31,8 +31,14 @@ class Launched:
 
     def ready(self):
         """Wait until a worker is; self."""
-        wait_for(lambda: httpx.get(f"{self.url}/ready").status_code == 200)
+        wait_for(self._is_ready)
         return self
+
+    def _is_ready(self):
+        try:
+            return httpx.get(f"{self.url}/ready", timeout=60).status_code == 200
+        except httpx.TransportError:  # busy with its beginning
+            return False
 
     def workers(self):
         """Process ids of its workers."""

@@ -80,7 +80,7 @@ class Site(BaseHTTPRequestHandler):
             time.sleep(0.05)
 
     def say_silence(self, _: str) -> None:
-        time.sleep(1.5)
+        time.sleep(6)
 
     def say_nonsense(self, _: str) -> None:
         self.wfile.write(b"220 mail.example ESMTP\r\n")
@@ -427,7 +427,7 @@ def test_all_of_it_ends_in_time(tmp_path: Path, site: Any, path: str) -> None:
     refused(
         f"http://pictures.example:{site.port}/{path}", tmp_path, policy(site, most_seconds=0.5), r"not there after|broke off"
     )
-    assert time.perf_counter() - start < 1.5
+    assert time.perf_counter() - start < 5
 
 
 def test_hosts_that_are_none() -> None:

@@ -101,7 +101,7 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
             await asyncio.sleep(0.01)
             return {"type": "http.request", "body": b"x", "more_body": left_over > 0}
 
-        limited = BodyLimit(app, 10_000, 0.5, lambda status, message: json.dumps([status, message]).encode())
+        limited = BodyLimit(app, 10_000, 1.5, lambda status, message: json.dumps([status, message]).encode())
         await asyncio.wait_for(limited({"type": "http", "headers": []}, receive, send), 10)
 
     asyncio.run(slow(2))
@@ -110,7 +110,7 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     asyncio.run(slow(9000))
     assert said[0]["status"] == 408
     assert json.loads(said[1]["body"])[0] == 408
-    assert "not all there after 0.5 s" in json.loads(said[1]["body"])[1]
+    assert "not all there after 1.5 s" in json.loads(said[1]["body"])[1]
 
 
 def test_after_the_body_there_is_no_hurry() -> None:

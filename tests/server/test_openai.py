@@ -13,6 +13,8 @@ import pytest
 from launched import Launched, wait_for
 
 PROMPT = "a person smiles wearing a green shirt in front of a yellow wall"
+LONG = {"num_inference_steps": 60}
+"""Long enough that what happens in its middle happens in its middle."""
 QUICK = {"num_frames": 5, "num_inference_steps": 4}
 
 # the client warns that OpenAI will shut its own video service down
@@ -119,12 +121,12 @@ def test_idempotency_over_a_retry(openai, portrait):
 
 def test_events_come_live_and_a_listener_may_leave(openai, service, portrait):
     launched, key = service
-    made = openai.videos.create(prompt=PROMPT, input_reference=("me.png", portrait))
+    made = openai.videos.create(prompt=PROMPT, input_reference=("me.png", portrait), extra_body=LONG)
     headers = {"Authorization": f"Bearer {key}"}
     url = f"{launched.url}/v1/videos/{made.id}"
 
     def leave():
-        with httpx.stream("GET", f"{url}/events", headers=headers) as answer:
+        with httpx.stream("GET", f"{url}/events", headers=headers, timeout=60) as answer:
             next(answer.iter_lines())
 
     leaving = threading.Thread(target=leave)
@@ -137,7 +139,7 @@ def test_events_come_live_and_a_listener_may_leave(openai, service, portrait):
                 names.append(rest)
                 at.append(time.monotonic())
             if kind == "data" and names[-1] == "progress" and (link := json.loads(rest)["preview"]) and not previews:
-                picture = httpx.get(launched.url + link, headers=headers)
+                picture = httpx.get(launched.url + link, headers=headers, timeout=60)
                 if picture.status_code == 200:  # 404: the clip was done meanwhile
                     previews.append(picture.content)
     leaving.join()
@@ -150,14 +152,14 @@ def test_events_come_live_and_a_listener_may_leave(openai, service, portrait):
 
 def test_a_clip_whose_worker_is_killed_is_made_by_the_next(openai, service, portrait):
     launched, _ = service
-    made = openai.videos.create(prompt=PROMPT, input_reference=("me.png", portrait))
-    wait_for(lambda: openai.videos.retrieve(made.id).lynx["step"] >= 2)
+    made = openai.videos.create(prompt=PROMPT, input_reference=("me.png", portrait), extra_body=LONG)
+    wait_for(lambda: 2 <= openai.videos.retrieve(made.id).lynx["step"] < 50)
     (worker,) = launched.workers()
     os.kill(worker, signal.SIGKILL)
     done = finished(openai, made)
     (successor,) = launched.workers()
     assert successor != worker
-    assert done.lynx["step"] == done.lynx["steps"] == 20
+    assert done.lynx["step"] == done.lynx["steps"] == 60
     log = launched.log.read_text()
     assert f"a worker died (-9) while it worked on {made.id}: queued" in log
     assert log.count(f"{made.id} begins") == 2

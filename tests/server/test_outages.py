@@ -6,12 +6,12 @@ import logging
 import os
 import sqlite3
 import stat
-import threading
 import time
 from typing import Any
 
 import pytest
 from asked import PROMPT, ask, left, refused
+from launched import wait_for
 from sqlalchemy import event, exc, update
 from test_worker import enroll, shown
 
@@ -399,6 +399,7 @@ def test_a_supervisor_that_cannot_tidy_does_not_try_all_the_time(serving: Any, m
     store = StoreFlags(data=service.folder.path)
     made = module.Supervisor(store=store, flags=service.flags, setup=Setup(), database=service.database)
     made.start()
-    threading.Event().wait(0.5)
+    wait_for(lambda: tried, seconds=60)
+    time.sleep(0.5)  # fifty looks
     made.stop()
     assert len(tried) == 1

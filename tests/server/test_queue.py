@@ -271,6 +271,7 @@ def test_pages(queue):
     assert page(limit=5, newest_first=False) == (ids, False)
     assert page(limit=2, newest_first=False, after=ids[0]) == ([ids[1], ids[2]], True)
     assert queue.page("eve", "video", limit=2, after=ids[0]) is None
+    assert queue.page("ada", "video", limit=2, after="\0") is None, "PostgreSQL takes no such text"
 
 
 def test_a_private_job_keeps_nothing_of_what_was_asked(queue, database):

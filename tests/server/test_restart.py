@@ -57,7 +57,7 @@ def test_killed_workers_and_a_killed_service_lose_and_double_nothing(kind, reque
     (worker,) = first.workers()
     os.kill(worker, signal.SIGKILL)
     wait_for(lambda: get(url, videos[0])["status"] == "queued")
-    assert httpx.get(f"{url}/health").status_code == 200, "the others go on"
+    assert httpx.get(f"{url}/health", timeout=60).status_code == 200, "the others go on"
     wait_for(lambda: get(url, videos[0])["status"] == "in_progress")
     in_the_middle(url, videos[0])
 
@@ -72,7 +72,7 @@ def test_killed_workers_and_a_killed_service_lose_and_double_nothing(kind, reque
         wait_for(lambda video=video: (now := get(url, video))["status"] in ("completed", "failed") and now) for video in videos
     ]
     assert [one["status"] for one in done] == ["completed"] * 3, done
-    listed = httpx.get(f"{url}/v1/videos?order=asc").json()["data"]
+    listed = httpx.get(f"{url}/v1/videos?order=asc", timeout=60).json()["data"]
     assert [one["id"] for one in listed] == videos
     files = sorted(f"{video}{end}" for video in videos for end in (".jpg", ".mp4"))
     assert sorted(one.name for one in (data / "videos").iterdir()) == files

@@ -77,6 +77,17 @@ def test_what_a_dead_worker_had_is_queued_again(watching, portrait):
     assert client.service.queue.get("local", "video", made).attempts == 1
 
 
+def test_workers_that_were_ready_may_die_as_often_as_they_like(watching):
+    supervisor, client, begun = watching("import sys; sys.stdin.readline(); sys.stdin.read()")
+    for number in range(1, 6):
+        (pid,) = wait_for(lambda number=number: len(begun) == number and supervisor.processes(), seconds=60)
+        client.service.crew.report(supervisor._places[0].name, ready=True)
+        os.kill(pid, 9)
+        wait_for(lambda pid=pid: pid not in supervisor.processes(), seconds=60)
+    wait_for(lambda: len(begun) == 6, seconds=60)
+    assert supervisor.fault == ""
+
+
 def test_a_worker_that_does_not_stop_is_killed_and_its_job_goes_back(watching, portrait, monkeypatch):
     monkeypatch.setattr(module, "GRACE", 0.3)
     supervisor, client, _ = watching("import time; time.sleep(600)")

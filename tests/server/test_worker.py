@@ -227,6 +227,25 @@ def test_clips_that_fail(client, portrait, worker, studio, monkeypatch, error, c
     client.delete(f"/v1/videos/{made['id']}")
 
 
+def test_a_worker_that_ends_over_a_clip_was_ready(client, portrait, worker, studio, monkeypatch):
+    """What the supervisor tells one that died of a clip from one that never could have made any."""
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    ask(client, portrait, **QUICK)
+    monkeypatch.setattr(studio, "film", fail)
+    monkeypatch.setattr(studio, "open", lambda: None)
+    crew = client.service.crew
+    with pytest.raises(MemoryError):
+        worker(client.service).run()
+    assert crew.is_ready("w1")
+    told = worker(client.service, "w2")
+    told.stopping.set()
+    told.run()
+    assert not crew.is_ready("w2"), "in good order it leaves"
+
+
 def test_a_clip_outlives_a_locked_database(client, portrait, worker, watched):
     made = ask(client, portrait, **QUICK).json()
     other = sqlite3.connect(client.service.folder.path / "lynx-video.db", isolation_level=None, check_same_thread=False)

@@ -1,9 +1,14 @@
 """From a record to the request it came from."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 
 from lynx_video.errors import BadRequest
-from lynx_video.studio.replay import differences, request_of, setup_of
+from lynx_video.media.image import pixels_hash, write_picture
+from lynx_video.nano.people import portrait
+from lynx_video.studio.replay import check_same, differences, request_of, setup_of
 from lynx_video.studio.setup import ModelFlags, Setup
 
 RECORD = {
@@ -98,6 +103,20 @@ def test_files_that_a_record_only_names_are_asked_for(name, value, flag):
 
 def test_a_preset_brings_its_own_lora():
     assert "lora_path" not in setup_of({**RECORD, "preset": "draft", "loras": ["lora.safetensors"]}, Setup()).runtime
+
+
+def test_a_portrait_that_came_as_pixels_is_known_by_its_file(tmp_path):
+    """As in ComfyUI, which hands on no files."""
+    picture = portrait(seed=5)
+    write_picture(tmp_path / "ann.png", picture)
+    write_picture(tmp_path / "bob.png", portrait(seed=6))
+    blueprint = SimpleNamespace(base_hash="b", adapter_hash="a", lora_hash="")
+    identity = SimpleNamespace(portrait_hash="of the file", encoder="e")
+    record = {"base_hash": "b", "adapter_hash": "a", "lora_hash": "", "portrait_hash": pixels_hash(picture)}
+    for name, same in (("ann.png", True), ("bob.png", False)):
+        order = SimpleNamespace(blueprint=blueprint, enrolment=None, request=SimpleNamespace(portrait=tmp_path / name))
+        with nullcontext() if same else pytest.raises(BadRequest, match="another portrait"):
+            check_same(record, order, SimpleNamespace(identity=identity))
 
 
 def test_differences_are_named():

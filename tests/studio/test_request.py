@@ -10,6 +10,7 @@ import pytest
 from lynx_video.config import GenerateConfig
 from lynx_video.errors import BadRequest
 from lynx_video.studio.request import Request, generation_of
+from lynx_video.studio.setup import MarkFlags
 
 PORTRAIT = Path("me.png")
 
@@ -24,11 +25,24 @@ PORTRAIT = Path("me.png")
         ({"portrait": PORTRAIT, "face_index": -1}, "face_index"),
         ({"portrait": PORTRAIT, "face_index": True}, "face_index"),
         ({"portrait": PORTRAIT, "prompt": "word " * 10_000}, "50000 characters, at most 8000"),
+        ({"portrait": PORTRAIT, "prompt": "smiles \ud83d"}, r"the prompt has a broken character at place 7 \('\\ud83d'\)"),
     ],
 )
 def test_a_request_that_cannot_be_is_refused(fields, sentence):
     with pytest.raises(BadRequest, match=sentence):
         Request(**{"prompt": "smiles", **fields})
+
+
+def test_a_negative_prompt_with_half_a_character_is_refused():
+    with pytest.raises(BadRequest, match="the negative prompt has a broken character at place 0"):
+        generation_of({"negative_prompt": "\udce4"})
+
+
+def test_marks_that_say_nothing_are_refused():
+    with pytest.raises(BadRequest, match="left out for a reason"):
+        MarkFlags(no_watermark="  ")
+    with pytest.raises(BadRequest, match="the consent has a broken character"):
+        MarkFlags(consent="Ada\ud83d")
 
 
 def test_a_request_travels():

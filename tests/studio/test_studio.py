@@ -127,6 +127,15 @@ def test_a_private_record_keeps_the_words_out_of_the_whole_file(studio, asked, t
     assert read_provenance(made.output).state == "untouched"
 
 
+def test_a_refusal_does_not_quote_a_private_prompt(studio, asked):
+    naked = replace(asked, prompt="a naked person nods")
+    with pytest.raises(Refused, match="'naked'"):
+        studio.check(naked)
+    with pytest.raises(Refused, match="words of sex or undress, and every") as refused:
+        studio.check(replace(naked, marks=MarkFlags(private=True)))
+    assert "naked" not in str(refused.value)
+
+
 def test_without_the_watermark_the_reason_is_recorded(studio, asked, tmp_path):
     made = studio.make(replace(asked, marks=MarkFlags(no_watermark="a test of codecs")), tmp_path / "clip.mp4")
     assert (made.record["watermark"], made.record["no_watermark_reason"]) == (False, "a test of codecs")

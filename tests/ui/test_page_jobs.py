@@ -203,7 +203,7 @@ def test_closing_cancels_everything(held, asked):
     first, second = queue.submit(*asked()), queue.submit(*asked())
     wait_until(lambda: first.state == "preparing")
     studio.go()
-    later = threading.Timer(0.2, studio.go, [3])
+    later = threading.Thread(target=lambda: (first.stop.wait(60), studio.go(3)))  # it is at work until it is told to stop
     later.start()
     queue.close(20)
     later.join()

@@ -93,7 +93,7 @@ def test_settings_again_make_the_same_clip(desk, form, ann):
     wait_until(lambda: first.ended)
     assert first.state == "done", first.said
     entry = desk.clip(first.target.name)
-    again = desk.again(entry.record)
+    again = desk.again(entry.record, ann)
     assert (again.seed, again.preset, again.consent, again.carried) == (11, "draft", "drawn", {})
     assert (again.values["ip_scale"], again.values["scheduler"], again.values["num_inference_steps"]) == (0.7, "euler", 3)
     assert entry.record["portrait_hash"] == ann.hash == file_hash(ann.path)
@@ -113,7 +113,19 @@ def test_a_clip_without_a_mark_says_why(desk, form, ann):
     shown = view.facts(job.record, alike=0.8)
     assert "none: for a measurement" in shown
     assert f"Similarity {job.record['similarity']:.2f}: " in shown
-    assert desk.again(job.record).no_watermark == "for a measurement"
+    again = desk.again(job.record, ann)
+    assert (again.watermark, again.no_watermark) == (True, ""), "the reason was that clip's"
+    assert "no watermark" in view.taken_over({}, job.record, "nano", ann.hash, False)
+
+
+def test_who_agreed_goes_with_the_picture(desk, form, ann, pictures):
+    job = desk.ask(ann, form(consent="Ann, by letter"))
+    wait_until(lambda: job.ended)
+    bob = desk.portrait(pictures["small"], "bob.png")
+    for other in (bob, None):
+        assert desk.again(job.record, other).consent == ""
+        assert "not taken over" in view.taken_over({}, job.record, "nano", other and other.hash, False)
+    assert desk.again(job.record, ann).consent == "Ann, by letter"
 
 
 def test_the_face_that_was_chosen_is_the_one_in_the_clip(desk, form, pictures):

@@ -46,9 +46,11 @@ def _choices(key: str, value: Any, folder: Path) -> list[Any]:
         found = [file for one in several for file in _files(key, one, folder)]
     else:
         return several
-    if len(set(map(repr, found))) < len(found):
-        twice = next(one for one in found if found.count(one) > 1)
-        raise BadRequest(f"{key} has {twice} twice.")
+    seen = set[str]()
+    for one in found:
+        if repr(one) in seen:
+            raise BadRequest(f"{key} has {one} twice.")
+        seen.add(repr(one))
     return found
 
 

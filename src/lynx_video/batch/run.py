@@ -24,7 +24,7 @@ from lynx_video.batch.check import settings_key
 from lynx_video.batch.jobs import RUN, BatchWork, Person, Take, now, recovered, take_key
 from lynx_video.batch.results import CLIPS, RESULTS, TABLE, Table, read_rows
 from lynx_video.batch.wanted import Wanted, keyed
-from lynx_video.draft import draft
+from lynx_video.draft import draft, is_draft
 from lynx_video.errors import BadOutput
 from lynx_video.media.video import EXTENSIONS
 from lynx_video.pool import Pool, Progress
@@ -138,7 +138,7 @@ def _check_ids(clips: Path, wanted: Sequence[Wanted], shelf: Shelf) -> None:
 def _waiting(folder: Path, wanted: Sequence[Wanted], shelf: Shelf, queued: str, *, retry_failed: bool) -> list[Wanted]:
     """The requests that are to be made; what killed writers left is removed, what killed noters left is noted."""
     for file in (folder / CLIPS).glob(".*"):
-        if file.is_file():
+        if is_draft(file):
             file.unlink(missing_ok=True)
     waiting = []
     for one in wanted:

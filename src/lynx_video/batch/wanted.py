@@ -46,8 +46,8 @@ class Wanted:
     source_hash: str
     stamp: str
     ext: str = "mp4"
-    numbered: bool = False
-    "whether its id may be given a number: of private requests that differ in their words alone"
+    nameless: bool = False
+    "whether its id is only what may be said of a private request; `keyed` completes it"
 
     @property
     def file(self) -> str:
@@ -117,7 +117,7 @@ class Reader:
             source_hash=source_hash,
             stamp=_digest(content),
             ext=ext,
-            numbered=marks.private and not (values.get("id", values.get("name")) and not several),
+            nameless=marks.private and not (values.get("id", values.get("name")) and not several),
         )
 
     def _prompt(self, values: Mapping[str, Any]) -> str:
@@ -142,10 +142,13 @@ class Reader:
 
     def _path(self, key: str, value: Any) -> Path:
         path = self.folder / _text(key, value)
-        if "\0" in str(path) or not path.is_file():
+        try:
+            if "\0" not in str(path) and path.is_file():
+                return path
             what = "a folder, not a file" if "\0" not in str(path) and path.is_dir() else "no such file"
-            raise BadRequest(f"{key} {str(path)!r}: {what}.")
-        return path
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            what = error.strerror or str(error)
+        raise BadRequest(f"{key} {str(path)!r}: {what}.")
 
     def _hash(self, file: Path) -> str:
         from lynx_video.media.image import file_hash
@@ -165,10 +168,14 @@ class Reader:
 
 
 def keyed(wanted: Wanted, key: bytes) -> Wanted:
-    """The request as a folder knows it: a private one by a stamp that nobody can try words on who has not the folder's key."""
+    """The request as a folder knows it: a private one by a stamp that nobody can try words on who has not the folder's key.
+
+    The stamp is in its id, too, if it was given none: its file is called the same whatever else is asked for.
+    """
     if not wanted.request.marks.private:
         return wanted
-    return replace(wanted, stamp=hmac.new(key, wanted.stamp.encode(), hashlib.sha256).hexdigest())
+    stamp = hmac.new(key, wanted.stamp.encode(), hashlib.sha256).hexdigest()
+    return replace(wanted, stamp=stamp, id=f"{wanted.id}-{stamp[:16]}" if wanted.nameless else wanted.id)
 
 
 def collect(lines: Sequence[Line], reader: Reader, problems: list[Problem]) -> list[Wanted]:
@@ -181,12 +188,8 @@ def collect(lines: Sequence[Line], reader: Reader, problems: list[Problem]) -> l
     for line in lines:
         try:
             for one in reader.requests(line):
-                other = names.setdefault(one.id.casefold(), one)  # on some disks A.mp4 and a.mp4 are one file
-                count = 1
-                while other is not one and one.numbered and other.stamp != one.stamp:
-                    count += 1
-                    one = replace(one, id=f"{one.id.removesuffix(f'-{count - 1}')}-{count}")
-                    other = names.setdefault(one.id.casefold(), one)
+                name = f"{one.id} {one.stamp}" if one.nameless else one.id
+                other = names.setdefault(name.casefold(), one)  # on some disks A.mp4 and a.mp4 are one file
                 if other is not one:
                     raise BadRequest(_twice(one, other))
                 found.append(one)

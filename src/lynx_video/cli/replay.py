@@ -83,7 +83,7 @@ def replay(
     The same machine and versions give the same bits; where they differ, the frames may, and it is said.
     """
     from lynx_video.media.provenance import read_provenance
-    from lynx_video.studio.replay import check_same, differences, request_of, setup_of
+    from lynx_video.studio.replay import check_same, differences, request_of, same_pictures, setup_of
 
     console = Console(quiet=flags.quiet, as_json=flags.json)
     found = read_provenance(clip)
@@ -112,16 +112,21 @@ def replay(
     made = shoot(ready, output, console)
     same = made.record["frames_hash"] == record["frames_hash"]
     why = [] if same else differences(record, made.record)
+    # A record tells what was made, and whoever signs it may have put it to other frames: those in the file are what counts.
+    shown = same and same_pictures(clip, target)
     untouched = found.state == "untouched"
-    verdict = "the same frames, bit for bit" if same and untouched else "other frames"
+    verdict = "the same frames, bit for bit" if shown and untouched else "other frames"
     if same and not untouched:
         verdict = f"the frames that the record claims, but {clip} is {found.state}: its own may be others"
+    elif same and not shown:
+        verdict = f"the frames that the record claims, but those in {clip} are others"
     console.result(
         f"{target}: {verdict}",
         {
             "clip": str(clip),
             "output": str(target),
             "same": same,
+            "same_pictures": shown,
             "state": found.state,
             "frames_hash": made.record["frames_hash"],
             "recorded_frames_hash": record["frames_hash"],
@@ -133,3 +138,7 @@ def replay(
         raise Missed(f"{target} has other frames than {clip}. {reason}")
     if not untouched:
         raise Missed(f"{clip} is {found.state}: it cannot be told whether its frames are those of {target}.")
+    if not shown:
+        raise Missed(
+            f"{clip} shows other frames than its record tells of, or was encoded by other versions; {target} has those."
+        )

@@ -106,6 +106,11 @@ def file_hash(path: str | PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def pixels_hash(picture: Picture) -> str:
+    """sha256 of the pixels, uint8 [H, W, 3], 64 hex digits: what stands for a file's hash where there is no file."""
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
 def _header(file: Path) -> bytes:
     """The first bytes of a file that is there, is a file and is not empty."""
     try:

@@ -139,6 +139,8 @@ def read_video(path: str | os.PathLike[str], most: int | None = None) -> tuple[V
         raise BadRequest(f"{file}: not a video that can be read ({getattr(error, 'strerror', None) or error}).") from error
     if not frames or not rate:
         raise BadRequest(f"{file}: the video has no frames.")
+    if len({frame.shape for frame in frames}) > 1:
+        raise BadRequest(f"{file}: the frames are of several sizes, which clips are not.")
     return np.stack(frames), float(rate)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -44,12 +43,12 @@ def identify(
     from lynx_video.face.detect import choose_face, find_faces
     from lynx_video.face.embed import embed_crop, encoder_hash
     from lynx_video.face.quality import face_warnings
-    from lynx_video.media.image import file_hash, read_picture
+    from lynx_video.media.image import file_hash, pixels_hash, read_picture
 
     if isinstance(portrait, (str, Path)):
         picture, portrait_hash = read_picture(portrait), file_hash(portrait)
     else:
-        picture, portrait_hash = portrait, hashlib.sha256(portrait.tobytes()).hexdigest()
+        picture, portrait_hash = portrait, pixels_hash(portrait)
     face, warnings = None, []
     points: Points
     if record is not None:

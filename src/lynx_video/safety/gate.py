@@ -63,9 +63,13 @@ class Gate:
     pictures: SafetyChecker | None = None
     unwatched: Literal["off", "not needed"] = "off"
 
-    def prompt(self, text: str) -> float | None:
-        """Raises Refused for a prompt that is not to be carried out. Meant for the prompt, not for the negative prompt."""
-        return prompt.check_prompt(text, rules=self.rules, classifier=self.texts, threshold=self.config.prompt_threshold)
+    def prompt(self, text: str, *, quote: bool = True) -> float | None:
+        """Raises Refused for a prompt that is not to be carried out. Meant for the prompt, not for the negative prompt.
+
+        quote: whether the refusal says which words it is for; not of a prompt that is private.
+        """
+        threshold = self.config.prompt_threshold
+        return prompt.check_prompt(text, rules=self.rules, classifier=self.texts, threshold=threshold, quote=quote)
 
     def portrait(self, portrait: Picture) -> float | None:
         """Raises Refused for a portrait, uint8 [H, W, 3], that is unsafe or cannot be told."""

@@ -66,9 +66,16 @@ class TextClassifier:
 
 
 def check_prompt(
-    text: str, *, rules: tuple[Rule, ...] = RULES, classifier: TextClassifier | None = None, threshold: float = THRESHOLD
+    text: str,
+    *,
+    rules: tuple[Rule, ...] = RULES,
+    classifier: TextClassifier | None = None,
+    threshold: float = THRESHOLD,
+    quote: bool = True,
 ) -> float | None:
     """The score of a prompt by the classifier, None without one.
+
+    quote: whether a refusal says which words it is for.
 
     Raises:
         Refused: one of the word rules is broken, or the score is `threshold` or more, or not a number.
@@ -76,12 +83,12 @@ def check_prompt(
     broken = breach(text, rules)
     if broken is not None and broken.rule == "minors":
         raise Refused(
-            f"the prompt was refused: words of sex or undress ({_quoted(broken.sexual)}) together with words for a minor "
-            f"({_quoted(broken.minor or broken.sexual)}); no setting lets that through."
+            f"the prompt was refused: words of sex or undress{_quoted(broken.sexual, quote)} together with words for a minor"
+            f"{_quoted(broken.minor or broken.sexual, quote)}; no setting lets that through."
         )
     if broken is not None:
         raise Refused(
-            f"the prompt was refused: words of sex or undress ({_quoted(broken.sexual)}), and every clip shows a real person; "
+            f"the prompt was refused: words of sex or undress{_quoted(broken.sexual, quote)}, and every clip shows a real person; "
             "ask for something else."
         )
     if classifier is None:
@@ -92,5 +99,5 @@ def check_prompt(
     return score
 
 
-def _quoted(words: tuple[str, ...]) -> str:
-    return ", ".join(map(repr, words[:3])) + (", ..." if len(words) > 3 else "")
+def _quoted(words: tuple[str, ...], quote: bool) -> str:
+    return f" ({', '.join(map(repr, words[:3]))}{', ...' if len(words) > 3 else ''})" if quote else ""

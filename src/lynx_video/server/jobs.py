@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select,
 
 from lynx_video.errors import LynxError
 from lynx_video.server.database import Database, jobs, meta, repeats
+from lynx_video.server.folder import is_id
 
 Kind = Literal["video", "identity"]
 Status = Literal["queued", "in_progress", "completed", "failed"]
@@ -156,7 +157,7 @@ class Queue:
         with self.database.read() as connection:
             wanted = select(jobs).where(jobs.c.owner == owner, jobs.c.kind == kind)
             if after is not None:
-                last = _find(connection, owner, kind, after)
+                last = _find(connection, owner, kind, after) if is_id(after) else None
                 if last is None:
                     return None
                 wanted = wanted.where(jobs.c.seq < last.seq if newest_first else jobs.c.seq > last.seq)

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lynx_video.errors import BadRequest, LynxError, MissingDependency
@@ -112,17 +112,18 @@ def _server(service: Service) -> Any:
 @contextmanager
 def _listener(flags: ServeFlags) -> Iterator[socket.socket]:
     """A socket on the address. Raises BadRequest if it cannot be had."""
-    try:
-        found = socket.getaddrinfo(flags.host, flags.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(found[0], found[1]) as listener:
+    with ExitStack() as stack:
+        try:
+            found = socket.getaddrinfo(flags.host, flags.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            listener = stack.enter_context(socket.socket(found[0], found[1]))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(found[4])
             listener.listen(2048)
-            yield listener
-    except OSError as error:
-        raise BadRequest(
-            f"--host {flags.host} --port {flags.port}: can't be listened on ({error.strerror or error})."
-        ) from error
+        except OSError as error:
+            raise BadRequest(
+                f"--host {flags.host} --port {flags.port}: can't be listened on ({error.strerror or error})."
+            ) from error
+        yield listener
 
 
 @contextmanager

@@ -29,7 +29,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds before a dead worker's successor starts; doubled with each that never was ready."""
 MOST_STILLBORN = 3
 """Workers in a row that die before they are ready; then something is wrong with all of them."""
-GRACE = 30.0
+GRACE = 75.0
+"""Seconds that workers have to end their step; what stops the service should wait a little longer (deploy/ has 90)."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -107,8 +107,9 @@ class Worker:
         finally:
             self._over.set()
             signs.join()
-            with suppress(LynxError):
-                self.crew.leave(self.name)
+            if self.stopping.is_set() or not self.ready:  # else the supervisor should see that it was ready before it failed
+                with suppress(LynxError):
+                    self.crew.leave(self.name)
 
     def turn(self) -> bool:
         """Do the next job, if there is one."""
@@ -375,6 +376,10 @@ def order_line(order: WorkOrder) -> bytes:
 
 
 if __name__ == "__main__":
-    code = main()
+    try:
+        code = main()
+    except Exception:  # noqa: BLE001 (whatever it was, it is in the log)
+        log.exception("the worker ends")
+        code = 1
     sys.stderr.flush()
-    os._exit(code)  # taking torch down in order would take seconds
+    os._exit(code)  # taking torch down in order would take seconds, and _follow still reads

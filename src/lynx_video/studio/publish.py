@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,19 +78,19 @@ def record_of(clip: Clip, facts: Mapping[str, Any], marks: MarkFlags) -> dict[st
 def publish(
     target: Path, clip: Clip, record: Mapping[str, Any], marks: MarkFlags, signer: Signer, tensors: Path | None = None
 ) -> None:
-    """Write the clip, and its tensors if a file is named; both or neither. Raises BadOutput if they cannot be written."""
+    """Write the clip, and its tensors if a file is named. Raises BadOutput if they cannot be written; there is no clip then."""
     from lynx_video.draft import draft
     from lynx_video.media.provenance import sign
     from lynx_video.media.video import write_video
     from lynx_video.media.watermark import mark
 
     frames = clip.frames if marks.no_watermark else mark(clip.frames)
-    with draft(tensors) if tensors is not None else nullcontext() as beside:
-        if beside is not None:
-            _save_tensors(beside, clip)
-        with draft(target) as partial:
-            write_video(partial, frames, clip.fps, record)
-            sign(partial, record, signer, shown=target)
+    with draft(target) as partial:
+        write_video(partial, frames, clip.fps, record)
+        sign(partial, record, signer, shown=target)
+        if tensors is not None:
+            with draft(tensors) as beside:
+                _save_tensors(beside, clip)
 
 
 def _save_tensors(file: Path, clip: Clip) -> None:

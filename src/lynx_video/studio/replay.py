@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from lynx_video.config import GenerateConfig
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
     from lynx_video.studio.studio import Guest, Order
 
 SCHEDULERS = ("unipc", "euler", "dpm")
+RECORDED: dict[str, type] = {
+    "prompt": str,
+    "negative_prompt": str,
+    "face_index": int,
+    "frames_hash": str,
+    "portrait_hash": str,
+    "machine": dict,
+    "versions": dict,
+    "loras": list,
+}
+"""What a record has to hold, or null, to be read at all; settings are looked at one by one."""
+WORDS: dict[type, str] = {str: "a text", int: "a whole number", dict: "an object", list: "a list"}
 
 
 def machine_facts(device: str) -> dict[str, Any]:
@@ -54,6 +67,9 @@ def request_of(
     """
     if not {"base_hash", "seed", "frames_hash", "num_frames"} <= set(record):
         raise BadRequest("the clip carries no record that it could be made again from; `lynx-video verify` tells what it is.")
+    for name, kind in RECORDED.items():
+        if not isinstance(record.get(name), (kind, NoneType)) or (isinstance(record.get(name), bool) and kind is int):
+            raise BadRequest(f"the clip's record cannot be used: {name} is {record[name]!r}, expected {WORDS[kind]}.")
     recorded = record.get("prompt")
     if recorded is None and prompt is None:
         raise BadRequest("the record is private and holds no prompt: give it with --prompt.")
@@ -119,18 +135,23 @@ def setup_of(record: Mapping[str, Any], given: Setup) -> Setup:
 
 def check_same(record: Mapping[str, Any], order: Order, guest: Guest) -> None:
     """Raises BadRequest, naming it, where base, adapter, LoRAs or portrait are not those of the record."""
+    from lynx_video.media.image import pixels_hash, read_picture
+
+    recorded, portrait = record.get("portrait_hash"), guest.identity.portrait_hash
+    if order.request.portrait is not None and recorded == pixels_hash(read_picture(order.request.portrait)):
+        portrait = recorded  # of a picture that came as pixels, as from ComfyUI, there was no file to take the hash of
     here = {
         "base_hash": order.blueprint.base_hash,
         "adapter_hash": order.blueprint.adapter_hash or (order.enrolment.adapter_hash if order.enrolment is not None else ""),
         "lora_hash": order.blueprint.lora_hash,
-        "portrait_hash": guest.identity.portrait_hash,
+        "portrait_hash": portrait,
         "face_encoder": guest.identity.encoder,
     }
     ways = {
         "base_hash": "name the base with --base-model-path",
         "adapter_hash": "name the adapter with --adapter-path",
         "lora_hash": "name the LoRAs with --lora-path",
-        "portrait_hash": "give the same file",
+        "portrait_hash": "give the same file, or for several portraits the identity file that was made of them",
         "face_encoder": "name the face encoder with --arcface",
     }
     for name, way in ways.items():
@@ -139,6 +160,15 @@ def check_same(record: Mapping[str, Any], order: Order, guest: Guest) -> None:
             raise BadRequest(
                 f"the clip was made with another {what} ({name} {record[name] or 'none'}, here {here[name] or 'none'}): {way}."
             )
+
+
+def same_pictures(clip: Path, other: Path) -> bool:
+    """Whether two files show the same frames, every pixel of them. Raises BadRequest for one that cannot be read."""
+    import numpy as np
+
+    from lynx_video.media.video import read_video
+
+    return np.array_equal(read_video(clip)[0], read_video(other)[0])
 
 
 def differences(record: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lynx_video.config import GenerateConfig
 from lynx_video.errors import BadRequest
-from lynx_video.studio.setup import MarkFlags, SelectFlags
+from lynx_video.studio.setup import MarkFlags, SelectFlags, check_text
 
 LONGEST_PROMPT = 8000
 """Characters. The text encoder reads 512 tokens, a few hundred words; who sends more means something else."""
@@ -68,7 +68,8 @@ class Request:
 
 
 def check_length(prompt: str, what: str = "prompt") -> None:
-    """Raises BadRequest for a prompt of which the model would read only the beginning by far."""
+    """Raises BadRequest for a prompt of which the model would read only the beginning by far, or with broken characters."""
+    check_text(what, prompt)
     if len(prompt) > LONGEST_PROMPT:
         raise BadRequest(
             f"the {what} has {len(prompt)} characters, at most {LONGEST_PROMPT} are taken: the model reads a few hundred words."

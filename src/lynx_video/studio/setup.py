@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lynx_video.errors import BadRequest
 from lynx_video.safety import SafetyConfig
 
 ModelName = Literal["nano", "nano-lite", "lynx-full", "lynx-lite"]
@@ -66,6 +67,22 @@ class MarkFlags:
     "who agreed to the use of this face, and how: a text, or a file, whose hash is noted"
     no_watermark: str = field(default="", metadata={"metavar": "REASON"})
     "put no invisible watermark into the frames, for the reason given, which is recorded"
+
+    def __post_init__(self) -> None:
+        check_text("consent", self.consent)
+        check_text("reason for no watermark", self.no_watermark)
+        if self.no_watermark and not self.no_watermark.strip():
+            raise BadRequest("the watermark is left out for a reason, which is recorded: say it, or keep the watermark.")
+
+
+def check_text(what: str, text: str) -> None:
+    """Raises BadRequest for a text that no file can hold: half of a UTF-16 pair, or bytes that are no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest(
+            f"the {what} has a broken character at place {error.start} ({text[error.start]!a}); give it as UTF-8."
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -136,7 +136,7 @@ class Studio:
         if enrolment is not None:
             usable_memories(blueprint, enrolment)
         gate, cautions = self._gate(blueprint)
-        gate.prompt(request.prompt)
+        gate.prompt(request.prompt, quote=not request.marks.private)
         cautions = [*cautions, *blueprint.cautions, *idle_options(blueprint, enrolment, config, chosen)]
         return Order(
             request=request,

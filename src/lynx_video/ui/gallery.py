@@ -104,7 +104,9 @@ def lend(entry: Entry, folder: Path) -> tuple[Path, Path]:
         if not clip.is_file():
             with draft(clip) as partial:  # two visitors may ask at once
                 shutil.copyfile(entry.path, partial)
-        settings.write_text(json.dumps(dict(entry.record), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if not settings.is_file():
+            with draft(settings) as partial:
+                partial.write_text(json.dumps(dict(entry.record), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise BadRequest(f"{entry.name}: can't be shown ({error.strerror or error}).") from error
     return clip, settings

@@ -198,12 +198,16 @@ class Desk:
         """A clip of the folder. Raises BadRequest if it is gone."""
         return find_entry(self.clips, name)
 
-    def again(self, record: Mapping[str, Any]) -> Form:
-        """The form as it was for a clip; of its portrait the record holds only the hash."""
+    def again(self, record: Mapping[str, Any], portrait: Portrait | None) -> Form:
+        """The form as it was for a clip; of its portrait the record holds only the hash.
+
+        The face and who agreed to its use are those of the clip only if `portrait`, which the page has, is the clip's. A watermark
+        that was left out is not left out again: its reason was that clip's.
+        """
         preset = record.get("preset")
         preset = preset if preset in SPEED else "exact"
         seed, face, prompt = record.get("seed"), record.get("face_index"), record.get("prompt")
-        reason = record.get("no_watermark_reason")
+        same = portrait is not None and portrait.hash == record.get("portrait_hash")
         return Form(
             prompt=prompt if isinstance(prompt, str) else "",
             face=face if isinstance(face, int) else 0,
@@ -211,8 +215,6 @@ class Desk:
             seed=seed if isinstance(seed, int) else 42,
             values=recorded(record, self.settings(preset)),
             carried=carried(record, self.setup, self.blueprint, preset),
-            consent="" if record.get("private") else str(record.get("consent") or ""),
+            consent=str(record.get("consent") or "") if same and not record.get("private") else "",
             private=bool(record.get("private")),
-            watermark=not reason,
-            no_watermark=str(reason or ""),
         )

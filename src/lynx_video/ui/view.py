@@ -189,6 +189,10 @@ def taken_over(
         said.append("Clips hold no portrait: drop it above.")
     elif theirs and portrait_hash != theirs:
         said.append("The portrait above is another picture than the clip's.")
+    if record.get("consent") and not private and portrait_hash != theirs:
+        said.append("Who agreed to it was not taken over.")
+    if record.get("no_watermark_reason"):
+        said.append("The clip has no watermark; a new one has, unless you say why not.")
     if private:
         said.append("The clip is private, so its prompt has to be written again.")
     other = record.get("model")

@@ -42,9 +42,13 @@ class Wiring:
         on, watching = self.parts, [self.parts.stage, *self.parts.result.parts, self.parts.make, self.parts.cancel]
         about = [on.portrait, on.picture, on.faces, on.about_faces]
         # Until the new picture was looked at there is none: the clip would be of the person before.
-        on.upload.change(lambda: [None, view.LOOKING], None, [on.portrait, on.about_faces], queue=False, **QUIET).then(
-            self.receive, [on.upload], about, **QUIET
-        )
+        on.upload.change(
+            lambda before, consent: [None, view.LOOKING, consent if before is None else ""],  # who agreed was the person before
+            [on.portrait, on.consent],
+            [on.portrait, on.about_faces, on.consent],
+            queue=False,
+            **QUIET,
+        ).then(self.receive, [on.upload], about, **QUIET)
         on.picture.select(self.point, [on.portrait, on.faces], about[1:], **QUIET)
         on.faces.input(self.choose, [on.portrait, on.faces], about[1:], **QUIET)
         on.watermark.change(lambda kept: gr.update(visible=not kept), [on.watermark], [on.reason], **QUIET)
@@ -222,7 +226,7 @@ class Wiring:
         fields = len(self.parts.form)
         try:
             record = self.desk.clip(name).record
-            form = self.desk.again(record)
+            form = self.desk.again(record, portrait)
         except Exception as error:  # noqa: BLE001
             return [_alert(error), *[gr.skip()] * (3 + fields)]
         same = portrait is not None and portrait.hash == record.get("portrait_hash")

@@ -28,7 +28,7 @@ EXAMPLE = {
     PORTRAIT: {"image_url": "data:image/png;base64,iVBORw0KGgo..."},
     "seed": 7,
 }
-KEY = Header(max_length=255, description="The same key with the same request gives the same job, for 24 hours.")
+KEY = Header(min_length=1, max_length=255, description="The same key with the same request gives the same job, for 24 hours.")
 VIDEO = "video"
 
 
