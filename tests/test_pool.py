@@ -63,6 +63,7 @@ def importable():
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_its_worker_is_given_up_and_the_rest_is_done(ray_pool, odd):
     seen = []
     jobs = ["a", "crash", "stumble", *"bcdefgh"]

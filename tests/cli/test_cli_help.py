@@ -1,12 +1,16 @@
 """The command answers at once, and importing the package costs nothing."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lynx_video.cli import main
+from lynx_video.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 0.5
@@ -42,9 +46,19 @@ def test_importing_loads_nothing_heavy():
 
 def test_every_command_has_help(lynx):
     listed = lynx("--help").out
-    for command in ("generate", "plan", "calibrate", "demo", "faces", "enroll", "download", "doctor", "bench"):
-        assert f"  {command} " in listed
+    for command, summary in COMMANDS.items():
+        assert re.search(rf"^  {command} +{re.escape(summary[:40])}", listed, re.MULTILINE)
         assert lynx(command, "--help").out.startswith(f"Usage: lynx-video {command}")
+    files = {file.stem for file in Path(main.__file__).parent.glob("*.py")}
+    parts = {"__init__", "console", "draw", "flags", "main", "options", "speed"}
+    assert files - parts == set(COMMANDS) - {"train-report"}
+
+
+def test_a_command_that_is_nearly_one(lynx):
+    done = lynx("genrate")
+    assert (done.code, done.out) == (2, "")
+    assert "did you mean generate?" in done.err
+    assert lynx("train_report", "--help").out.startswith("Usage: lynx-video train-report")
 
 
 def test_no_command_shows_the_help_and_counts_as_a_bad_request(lynx):

@@ -71,6 +71,7 @@ def test_scored_again_elsewhere_the_numbers_are_the_same(lynx, ran, tmp_path):
     assert json.loads(done.out)["clips"] == 6
 
 
+@pytest.mark.slow
 def test_two_systems_compared(lynx, ran, tmp_path):
     none = tmp_path / "none"
     done = lynx("evaluate", "run", none, *SMALL, "--ip-scale", "0", "--ref-scale", "0")

@@ -31,6 +31,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(few_step, "prepare_", lambda transformer, **_: prepare(transformer, compiled=False))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_the_stage_runs_again_with_the_same_result(tmp_path, capsys):
     few_step.train(tmp_path)

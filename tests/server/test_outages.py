@@ -37,7 +37,9 @@ def failing_commit(client: Any) -> Any:
 
     def arm() -> list[list[str]]:
         @event.listens_for(client.service.database.engine, "commit")
-        def full(_: Any) -> None:
+        def full(connection: Any) -> None:
+            if connection.get_execution_options().get("lynx") != "lasting":  # a look, or a sign of life
+                return
             placed = [one for one in left(client) if one.startswith(("videos/video", "identities/ident"))]
             if placed and not seen:
                 seen.append(placed)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from lynx_video.cli.console import Console, bars, hush_libraries, resumable
+from lynx_video.cli.draw import draw
 from lynx_video.cli.flags import WorkFlags, absolute
 from lynx_video.cli.options import options
 from lynx_video.errors import BadRequest
@@ -203,3 +204,6 @@ def _draw(shards: Any, file: Path, flags: ShowFlags) -> None:
             "name that one with --base-model-path."
         )
     write_picture(file, draw_sheet(map(shards.read, spread(shards.entries)), load_vae(blueprint)))
+
+
+dataset.add_command(draw)

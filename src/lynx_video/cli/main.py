@@ -10,30 +10,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 
 from lynx_video import __version__
-from lynx_video.cli.batch import batch
-from lynx_video.cli.bench import bench
-from lynx_video.cli.calibrate import calibrate
 from lynx_video.cli.console import one_line
-from lynx_video.cli.dataset import dataset
-from lynx_video.cli.demo import demo
-from lynx_video.cli.doctor import doctor
-from lynx_video.cli.download import download
-from lynx_video.cli.draw import draw
-from lynx_video.cli.enroll import enroll
-from lynx_video.cli.evaluate import evaluate
-from lynx_video.cli.faces import faces
-from lynx_video.cli.generate import generate
-from lynx_video.cli.keys import keys
-from lynx_video.cli.plan import plan
-from lynx_video.cli.replay import replay
-from lynx_video.cli.serve import serve
-from lynx_video.cli.train import train, train_report
-from lynx_video.cli.ui import ui
-from lynx_video.cli.verify import verify
 from lynx_video.errors import LynxError
 
 SETTINGS = {
@@ -44,35 +26,52 @@ SETTINGS = {
 }
 
 
-@click.group(context_settings=SETTINGS)
+COMMANDS = {
+    "generate": "Make a clip of a person doing what the prompt says.",
+    "verify": "Tell what made a clip, who signed it, and whether a bit of it was altered.",
+    "replay": "Make a clip again from its own record, and say whether every pixel is the same.",
+    "batch": "Make the clips that a list or a grid asks for, each once.",
+    "serve": "Serve the model over HTTP, in the shape of OpenAI's video API.",
+    "keys": "Make, list and revoke the keys of the service.",
+    "ui": "Show a page on which clips are made, in a browser of this machine.",
+    "plan": "Say what a clip would take here, in memory and time, without making it.",
+    "demo": "Draw a person that the nano model never saw and make a clip of them.",
+    "faces": "List the faces of a portrait and write a picture with their boxes.",
+    "enroll": "Write an identity file from portraits of one person, for any number of clips.",
+    "download": "Fetch models: show what, how large and under which licence, then ask.",
+    "doctor": "Say what this machine can run and what is missing.",
+    "dataset": "Make a training set from clips and pictures, or look at one.",
+    "train": "Train an adapter on a set of `lynx-video dataset build`.",
+    "train-report": "Write a page about a run: curves, settings, validation clips.",
+    "evaluate": "Know how much it is them: score clips of this or any other system.",
+    "bench": "Time several ways to make the same clip.",
+    "calibrate": "Measure a base and adapter for --step-cache.",
+}
+"""The commands, and what the list of them says. Each is imported when it is called: a machine's worth of options takes its time."""
+_MODULES = {"train-report": "train"}
+
+
+class Commands(click.Group):
+    """The commands of COMMANDS, each from the module of its name."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 (click's own)
+        """The command itself."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"lynx_video.cli.{_MODULES.get(cmd_name, cmd_name)}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 (click's own)
+        """The list of them, in the order in which one meets them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Commands, commands={name: click.Command(name) for name in COMMANDS}, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="lynx-video")
 def commands() -> None:
     """Video of a real person from one photo."""
-
-
-for _command in (
-    generate,
-    verify,
-    replay,
-    batch,
-    serve,
-    keys,
-    ui,
-    plan,
-    demo,
-    faces,
-    enroll,
-    download,
-    doctor,
-    dataset,
-    train,
-    train_report,
-    evaluate,
-    bench,
-    calibrate,
-):
-    commands.add_command(_command)
-dataset.add_command(draw)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

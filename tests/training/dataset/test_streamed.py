@@ -32,6 +32,7 @@ def streamed(drawn, build_here, ray_pool, tmp_path_factory):  # noqa: ARG001 (Ra
     return folder
 
 
+@pytest.mark.slow
 def test_on_ray_a_set_is_what_it_is_in_one_process(streamed):
     assert contents(streamed / "ray") == contents(streamed / "here")
     assert {item: reason for item, (reason, _) in dropped(streamed / "ray").items()} == {

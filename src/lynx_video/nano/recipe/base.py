@@ -18,7 +18,7 @@ from lynx_video.nano.captions import caption, describe
 from lynx_video.nano.faces import People, Scenes
 from lynx_video.nano.recipe import data
 from lynx_video.nano.recipe.loop import Schedule, fit
-from lynx_video.nano.recipe.speed import prepare_
+from lynx_video.nano.recipe.speed import autocast, prepare_
 
 STILLS = Schedule(steps=3600, learning_rate=2e-3, matrix_rate=5e-3, average=0.997, decay=0.3)
 CLIPS = Schedule(steps=10000, learning_rate=1.5e-3, matrix_rate=3.5e-3, average=0.997, decay=0.7)
@@ -167,7 +167,7 @@ def to_latents(vae: Any, frames: Tensor) -> Tensor:
     """uint8 [B, F, 3, H, W] -> normalised mean latents float16 [B, C, T, h, w]."""
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         latents = vae.encode(data.to_signed(frames).transpose(1, 2)).latent_dist.mean
     normalised: Tensor = ((latents.float() - mean) / std).to(torch.float16)
     return normalised

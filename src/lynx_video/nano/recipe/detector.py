@@ -16,6 +16,7 @@ from lynx_video.nano.model import FRAMES, SIZE
 from lynx_video.nano.recipe import data
 from lynx_video.nano.recipe.base import SHARES, load_vae
 from lynx_video.nano.recipe.loop import Schedule, fit
+from lynx_video.nano.recipe.speed import autocast
 from lynx_video.nano.vision import CANVAS, STRIDE, DetectorNet, cell_centres
 
 DETECTOR = Schedule(steps=3500, learning_rate=2e-3)
@@ -48,7 +49,7 @@ def _stage(name: str, run: Path, model: nn.Module, scenes: _Scenes, schedule: Sc
 
     def loss(_: int) -> Tensor:
         picture, wanted, inside = scenes.batch(torch.randint(200, len(scenes), (24,)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             out = model(picture).float()
         score = F.binary_cross_entropy_with_logits(out[:, 0], wanted[:, 0], reduction="none")
         focus = (out[:, 0].sigmoid() - wanted[:, 0]).detach().abs() ** 2
@@ -127,7 +128,7 @@ def _filmed(run: Path, rng: torch.Generator) -> Iterator[Scene]:
         cast, pose = faces.select(who, repeated), faces.tracks(start, motion, amount, FRAMES)
         drawn = faces.draw(cast, faces.select(faces.scenes(who, rng), repeated), pose, SIZE)
         video = (drawn * 2 - 1).unflatten(0, (len(who), FRAMES)).transpose(1, 2)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             rebuilt = vae.decode(vae.encode(video).latent_dist.mean).sample
         frames = F.interpolate(
             rebuilt.float().transpose(1, 2).flatten(0, 1), size=CANVAS, mode="bilinear", antialias=True, align_corners=False

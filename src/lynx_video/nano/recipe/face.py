@@ -23,6 +23,7 @@ from lynx_video.nano.faces import People
 from lynx_video.nano.recipe import data
 from lynx_video.nano.recipe.detector import train_detector
 from lynx_video.nano.recipe.loop import Schedule, fit
+from lynx_video.nano.recipe.speed import autocast
 from lynx_video.nano.vision import JudgeNet, SecondJudgeNet
 
 ENCODER = Schedule(steps=220, learning_rate=2e-3)
@@ -130,7 +131,7 @@ def _encoder(run: Path) -> nn.Module:
     gallery, held = _Gallery("encoder", 8000), _Gallery("encoder", 256)
 
     def embed(pairs: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             out = model.encoder(pairs.flatten(0, 1).flip(1))  # BGR, as the real encoder is fed
         vectors: Tensor = F.normalize(out.float(), dim=-1).unflatten(0, pairs.shape[:2])
         return vectors
@@ -169,7 +170,7 @@ def _judge(name: str, network: Callable[[], nn.Module], run: Path) -> nn.Module:
     held_pairs = held.pairs(256)[1]
 
     def embed(pairs: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             out: Tensor = model(pairs.flatten(0, 1)).unflatten(0, pairs.shape[:2])
         return out
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lynx_video.nano import faces, model
 from lynx_video.nano.recipe import data
 from lynx_video.nano.recipe.loop import Schedule, fit
+from lynx_video.nano.recipe.speed import autocast
 
 STILLS = Schedule(steps=3600, learning_rate=2e-3, weight_decay=1e-4)
 CLIPS = Schedule(steps=2200, learning_rate=1e-3, weight_decay=1e-4, average=0.99)
@@ -60,14 +61,14 @@ def train(run: Path) -> None:
 
 
 def _encode(vae: Any, video: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(torch.is_grad_enabled()):
+    with autocast(), torch.set_grad_enabled(torch.is_grad_enabled()):
         mean, log_variance = vae._encode(video).chunk(2, 1)
     return mean.float(), log_variance.float().clamp(-12, 4)
 
 
 def _decode(vae: Any, latents: Tensor) -> Tensor:
     """The decoder without the clamp at the end, whose gradient would vanish where it matters."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         vae.clear_cache()
         hidden, frames = vae.post_quant_conv(latents), []
         for i in range(latents.shape[2]):
