@@ -119,6 +119,14 @@ def test_unreadable_videos(tmp_path: Path) -> None:
             assert name in str(caught.value) or str(tmp_path) in str(caught.value)
 
 
+def test_no_more_frames_than_have_so_many_bytes(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", clip(9), 8)
+    one = 64 * 64 * 3
+    for most_bytes, count in ((1, 1), (one, 1), (3 * one, 3), (4 * one - 1, 3), (100 * one, 9)):
+        assert len(read_video(tmp_path / "clip.mp4", None, most_bytes)[0]) == count
+    assert len(read_video(tmp_path / "clip.mp4", 2, 3 * one)[0]) == 2
+
+
 def test_a_video_that_changes_its_size_is_refused(tmp_path: Path) -> None:
     parts = []
     for side in (64, 128):

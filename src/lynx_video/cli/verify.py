@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from lynx_video.media.provenance import Provenance
 
 LOOKED_AT = 121
-"""Frames in which the watermark is looked for, at most: somebody else's video may be hours long."""
+LOOKED_AT_BYTES = 2**29
+"""Frames in which the watermark is looked for, and their bytes, at most: somebody else's video may be hours long, and large."""
 _HASHES = {"base": "base_hash", "adapter": "adapter_hash", "LoRAs": "lora_hash", "portrait": "portrait_hash"}
 
 
@@ -110,7 +111,7 @@ def _watermark(clip: Path, found: Provenance) -> tuple[dict[str, Any] | None, st
     from lynx_video.media.watermark import detect
 
     try:
-        frames, _ = read_video(clip, LOOKED_AT)
+        frames, _ = read_video(clip, LOOKED_AT, LOOKED_AT_BYTES)
     except BadRequest as error:
         if found.state == "unsigned":  # nothing at all could be told of it
             raise

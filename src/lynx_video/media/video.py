@@ -109,8 +109,10 @@ def write_video(
             raise BadOutput(f"{file}: cannot be written ({error.strerror or error}).") from error
 
 
-def read_video(path: str | os.PathLike[str], most: int | None = None) -> tuple[Video, float]:
+def read_video(path: str | os.PathLike[str], most: int | None = None, most_bytes: int | None = None) -> tuple[Video, float]:
     """All frames of a video, or the first so many, uint8 [F, H, W, 3] RGB, and its frames per second.
+
+    most_bytes: no more frames of an mp4 than have so many bytes, but one.
 
     Raises:
         BadRequest: no such file, or not a video that can be read.
@@ -129,10 +131,12 @@ def read_video(path: str | os.PathLike[str], most: int | None = None) -> tuple[V
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate
             # Untagged files are taken for BT.601, as the decoders of small videos take them.
-            frames = [
-                frame.to_ndarray(format="rgb24", src_colorspace="ITU709" if frame.colorspace == _BT709 else "ITU601")
-                for frame in islice(container.decode(stream), most)
-            ]
+            frames: list[Picture] = []
+            for frame in islice(container.decode(stream), most):
+                space = "ITU709" if frame.colorspace == _BT709 else "ITU601"
+                frames.append(frame.to_ndarray(format="rgb24", src_colorspace=space))
+                if most_bytes is not None and (len(frames) + 1) * frames[-1].nbytes > most_bytes:
+                    break
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, BadRequest):
             raise
