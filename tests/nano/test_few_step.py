@@ -45,6 +45,7 @@ def test_the_stage_runs_again_with_the_same_result(tmp_path, capsys):
     assert (tmp_path / "few_step" / "lora.safetensors").read_bytes() == first
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_what_it_writes_is_what_was_trained(tmp_path):
     """The file, loaded onto the plain base, gives the student's own predictions."""

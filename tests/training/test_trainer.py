@@ -97,7 +97,14 @@ def test_official_sizes_give_the_official_manifest():
         assert ours == theirs
 
 
-@pytest.mark.parametrize("changes", [{}, {"matrix_rate": 1e-2, "timesteps": "sample", "alone": 0.5, "drop_identity": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"matrix_rate": 1e-2, "timesteps": "sample", "alone": 0.5, "drop_identity": 0.5}, marks=pytest.mark.slow),
+    ],
+    ids=["as it is", "Muon"],
+)
 def test_a_run_killed_goes_on_bit_for_bit(small, golden_base, noise_set, tmp_path, changes):
     """SIGKILL in mid-run, in another process; the losses and the adapter are those of the run that was left alone."""
     config = small(steps=12, checkpoint_every=3, **changes)
