@@ -143,8 +143,10 @@ def test_a_kill_between_clip_and_note_costs_nothing_and_a_lost_clip_comes_again(
     (out / "clips" / "lost.mp4").unlink()
     (out / "work" / "made" / "noted.safetensors").unlink()
     (out / "clips" / ".noted.0123456789ab.mp4").write_bytes(b"x")
+    (out / "clips" / ".stfolder").write_bytes(b"somebody else's")
     summary = run(wanted)
     assert (summary.made_now, summary.counts["done"], summary.counts["missed"]) == (1, 1, 1)
+    (out / "clips" / ".stfolder").unlink()  # raises if it was swept away
     after = contents(out)
     assert sorted(after) == sorted(before)
     assert after["noted.mp4"] == before["noted.mp4"]

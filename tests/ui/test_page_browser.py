@@ -224,6 +224,20 @@ def test_files_of_the_page_and_no_others(page_process, visit, pictures):
 
 
 @pytest.mark.slow
+def test_who_agreed_goes_with_the_portrait(page_process, visit, pictures):
+    page = visit(page_process)
+    page.get_by_role("button", name="Consent, privacy, watermark").click()
+    page.fill("#consent textarea", "Ann, by letter")
+    drop(page, pictures["one"])
+    page.wait_for_selector("text=One face found")
+    assert page.input_value("#consent textarea") == "Ann, by letter"
+    page.locator("#portrait button[aria-label='Clear']").click()
+    drop(page, pictures["three"])
+    page.wait_for_selector("text=/faces found/i")
+    assert page.input_value("#consent textarea") == ""
+
+
+@pytest.mark.slow
 def test_a_clip_goes_on_without_its_page_and_survives_a_restart(tmp_path, visit, pictures):
     first = Running(tmp_path)
     try:
