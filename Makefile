@@ -20,8 +20,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2
 
+# A file's tests share what takes long to make, so they run in one process. SLOW: more options, such as --begin-within 30 (minutes).
 slow: setup
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(SLOW)
 
 check: setup
 	$(BIN)/ruff check .

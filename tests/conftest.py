@@ -5,6 +5,7 @@ import functools
 import json
 import pickle
 import socket
+import time
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,22 @@ torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
 LOOPBACK = ("127.0.0.1", "::1", "localhost", "0.0.0.0", None, "")
+BEGAN = time.monotonic()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--begin-within",
+        type=float,
+        metavar="MINUTES",
+        help="begin no test later than this after the first; those that are left are skipped, each by its name",
+    )
+
+
+def pytest_runtest_setup(item):
+    limit = item.config.getoption("begin_within")
+    if limit is not None and time.monotonic() - BEGAN > limit * 60:
+        pytest.skip(f"not run: {item.name} was not begun within {limit:g} minutes")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -184,11 +184,11 @@ def contents(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-PEOPLE, CLIPS = 45, 4
+PEOPLE, CLIPS = 20, 4
 
 
 def film(folder):
-    """180 clips and 45 photos of 45 people, and 25 planted faults, a tenth of all; item -> reason for each of these."""
+    """80 clips and 20 photos of 20 people, and 25 planted faults; item -> reason for each of these."""
     rng, words = torch.Generator().manual_seed(2024), random.Random(0)
     who = faces.people(PEOPLE, rng)
     for number in range(CLIPS):
@@ -233,7 +233,6 @@ def film(folder):
 @pytest.mark.slow
 def test_killed_twice_it_equals_an_undisturbed_run_and_every_fault_is_named(tmp_path):
     planted = film(tmp_path / "source")
-    assert len(planted) >= 0.1 * (PEOPLE * (CLIPS + 1) + len(planted))
     running = command_line("build", tmp_path / "source", tmp_path / "whole", "--workers", 1, "--json")
     out, err = running.communicate(timeout=900)
     assert running.returncode == 0, err
@@ -252,7 +251,7 @@ def test_killed_twice_it_equals_an_undisturbed_run_and_every_fault_is_named(tmp_
         assert {source.split("/")[0] for source in entry.sources} == {mine}, "the references are of the same person"
 
     killed = tmp_path / "killed"
-    for stage, enough in (("scan", 60), ("encoded", 100)):
+    for stage, enough in (("scan", 40), ("encoded", 40)):
         running = command_line("build", tmp_path / "source", killed, "--workers", 2, "--quiet")
         while len(list((killed / "work" / stage).glob("*.safetensors"))) < enough:
             assert running.poll() is None, running.communicate()[1]

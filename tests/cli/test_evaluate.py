@@ -179,11 +179,11 @@ def results(folder):
 
 @pytest.mark.slow
 def test_killed_twice_it_ends_in_the_same_report(tmp_path):
-    command = ("run", "out", "--people", "8", "--tasks", "4", "--num-inference-steps", "6", "--workers", "2", "--quiet")
+    command = ("run", "out", "--people", "4", "--tasks", "4", "--num-inference-steps", "6", "--workers", "2", "--quiet")
     whole = start(tmp_path / "whole", *command)
     _, err = whole.communicate(timeout=900)
     assert whole.returncode == 0, err
-    for pattern, enough in (("clips/*/*.mp4", 9), (f"scores/{WORK}/scores/*.safetensors", 9)):
+    for pattern, enough in (("clips/*/*.mp4", 5), (f"scores/{WORK}/scores/*.safetensors", 5)):
         running = start(tmp_path / "killed", *command)
         while len(list((tmp_path / "killed" / "out").glob(pattern))) < enough:
             assert running.poll() is None, running.communicate()[1]

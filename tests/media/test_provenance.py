@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -197,12 +198,14 @@ def test_no_changed_bit_in_the_frame_of_the_manifest_goes_unseen(pristine, chang
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_bit_of_all_outside_the_frames_goes_unseen(pristine, changed, kind):
+def test_no_byte_outside_the_frames_changes_unseen(pristine, changed, kind):
+    """One bit of each byte; with EVERY_BIT set in the environment each of its eight, which takes eight times as long."""
     clip = pristine(kind)
     content = clip.read_bytes()
     skipped = range(*place_of(kind, content, b"mdat" if kind == "mp4" else b"ANMF"))
+    rng = random.Random(kind)
     for at in (at for at in range(len(content)) if at not in skipped or at - skipped.start < 8):
-        for bit in range(8):
+        for bit in range(8) if "EVERY_BIT" in os.environ else (rng.randrange(8),):
             flipped = bytearray(content)
             flipped[at] ^= 1 << bit
             assert read_provenance(changed(clip, flipped)).state == "altered", f"bit {bit} of byte {at}"

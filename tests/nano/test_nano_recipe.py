@@ -1,4 +1,4 @@
-"""Every stage of `make nano` runs, leaves what the next one reads, and what comes out loads; two steps each, so nothing is learned."""
+"""Every stage of `make nano` runs, leaves what the next one reads, and what comes out loads. Two steps, few people: it learns nothing."""
 
 import functools
 from dataclasses import replace
@@ -28,9 +28,19 @@ def test_the_whole_recipe(tmp_path, monkeypatch):
     ):
         for name in names:
             monkeypatch.setattr(module, name, replace(getattr(module, name), steps=2))
-    monkeypatch.setattr(data, "PEOPLE", 400)
-    monkeypatch.setattr(data, "FILMED", 220)
-    monkeypatch.setattr(detector, "FILMED", 16)
+    for module, name, count in (
+        (vae, "PEOPLE", 64),
+        (vae, "FILMED", 32),
+        (face, "PEOPLE", 64),
+        (detector, "SCENES", 240),  # 200 are held out
+        (detector, "FILMED", 16),
+        (data, "PEOPLE", 24),
+        (data, "FILMED", 16),
+        (base, "HELD", 8),
+        (base, "STILL_BATCH", 4),
+        (base, "CLIP_BATCH", 4),
+    ):
+        monkeypatch.setattr(module, name, count)
     monkeypatch.setattr(export, "WEIGHTS", tmp_path / "weights")
     plain = functools.partial(speed.prepare_, compiled=False)
     monkeypatch.setattr(base, "prepare_", plain)
@@ -46,7 +56,7 @@ def test_the_whole_recipe(tmp_path, monkeypatch):
         blueprint = survey(base=weights / "base", with_adapter=False, device="cpu", faces=faces, arm=arm)
         card = {"model": {"base_hash": blueprint.base_hash}}
         write_shards(run / f"set-{arm}", examples, Conditions(**conditions(weights / "base")), card)
-        config = replace(nano_video(), arm=arm, steps=2, compile=False, held_out=4)
+        config = replace(nano_video(), arm=arm, steps=2, tokens=1280, compile=False, held_out=4)
         launch(prepare(blueprint, run / f"set-{arm}", config), run / f"{arm}-video", quiet=True)
     export.train(run)
     for arm in ("full", "lite"):

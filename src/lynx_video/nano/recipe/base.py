@@ -23,6 +23,8 @@ from lynx_video.nano.recipe.speed import autocast, prepare_
 STILLS = Schedule(steps=3600, learning_rate=2e-3, matrix_rate=5e-3, average=0.997, decay=0.3)
 CLIPS = Schedule(steps=10000, learning_rate=1.5e-3, matrix_rate=3.5e-3, average=0.997, decay=0.7)
 STILL_BATCH, CLIP_BATCH = 64, 14
+HELD = 192
+"clips that are not trained on"
 EMPTY_PROMPT = 0.08
 "share of samples trained on the empty prompt, for guidance"
 SHARES = (1.0, 1.5, 2.5, 1.0, 1.0, 1.0, 3.0)
@@ -82,7 +84,7 @@ def train(run: Path, part: str = "all") -> None:
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
             rng, losses = random.Random(0), []
-            for start in range(held, held + 192 - CLIP_BATCH + 1, CLIP_BATCH):
+            for start in range(held, held + HELD - CLIP_BATCH + 1, CLIP_BATCH):
                 rows = range(start, start + CLIP_BATCH)
                 texts = [_caption(world.who, world.clip_scenes, i, int(world.motion[i]), rng) for i in rows]
                 losses.append(networks.loss(world.clips[start : start + CLIP_BATCH].float(), texts).mean())
@@ -92,7 +94,7 @@ def train(run: Path, part: str = "all") -> None:
     if part == "stills":
         return
     world.open_clips()
-    held = len(world.clips) - 192
+    held = len(world.clips) - HELD
     shares = torch.tensor(SHARES)[world.motion[:held]]
     fit("base-clips", run, networks, clip_loss, CLIPS, report=report, is_matrix=_is_block)
     networks.save(run)

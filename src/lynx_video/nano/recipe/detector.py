@@ -23,7 +23,7 @@ DETECTOR = Schedule(steps=3500, learning_rate=2e-3)
 DETECTOR_MOUTH = Schedule(steps=5000, learning_rate=8e-4, decay=0.9, average=0.99)
 MOUTH = 4.0
 "how much more than the other points a mouth corner counts in the detector's second stage"
-FILMED, FILMED_AT_ONCE = 1080, 8
+SCENES, FILMED, FILMED_AT_ONCE = 9_000, 1_080, 8
 NOBODY = 0.25
 "share of the small pictures in a row that show nobody: a picture with a margin is not yet a face"
 
@@ -34,7 +34,7 @@ def train_detector(run: Path) -> nn.Module:
     """First whole scenes. Then also rows of small portraits, clips as the VAE gives them, and nobody; the mouth counts more."""
     model = DetectorNet()
     rng = data.generator("detector")
-    _stage("detector", run, model, _Scenes([_scene(rng) for _ in range(9000)]), DETECTOR, 1.0)
+    _stage("detector", run, model, _Scenes([_scene(rng) for _ in range(SCENES)]), DETECTOR, 1.0)
     rng = data.generator("detector", 1)
     others = (_row, _scene, _nobody, _scene)
     kinds = [(one, _row(rng), others[i % 4](rng)) for i, one in enumerate(_filmed(run, rng))]

@@ -28,7 +28,7 @@ from lynx_video.nano.vision import JudgeNet, SecondJudgeNet
 
 ENCODER = Schedule(steps=220, learning_rate=2e-3)
 JUDGE = Schedule(steps=500, learning_rate=2e-3)
-PAIRS = 64
+PEOPLE, PAIRS = 8_000, 64
 VIEWS = 4
 TRAITS = ("skin", "hair", "style", "shape", "eyes", "glasses", "frame", "beard", "brows")
 ENCODER_CONFIG = IRSEConfig(widths=(16, 24, 32, 48), units=(2, 2, 2, 2), dropout=0.1)
@@ -128,7 +128,7 @@ class _EncoderWithTraits(nn.Module):
 
 def _encoder(run: Path) -> nn.Module:
     model = _EncoderWithTraits()
-    gallery, held = _Gallery("encoder", 8000), _Gallery("encoder", 256)
+    gallery, held = _Gallery("encoder", PEOPLE), _Gallery("encoder", 256)
 
     def embed(pairs: Tensor) -> Tensor:
         with autocast():
@@ -166,7 +166,7 @@ def _trait_loss(heads: nn.ModuleList, who: People, index: Tensor, vectors: Tenso
 
 def _judge(name: str, network: Callable[[], nn.Module], run: Path) -> nn.Module:
     model = network()
-    gallery, held = _Gallery(name, 8000), _Gallery("evaluation", 256)
+    gallery, held = _Gallery(name, PEOPLE), _Gallery("evaluation", 256)
     held_pairs = held.pairs(256)[1]
 
     def embed(pairs: Tensor) -> Tensor:

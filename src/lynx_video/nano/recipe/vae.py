@@ -24,6 +24,7 @@ from lynx_video.nano.recipe.speed import autocast
 STILLS = Schedule(steps=3600, learning_rate=2e-3, weight_decay=1e-4)
 CLIPS = Schedule(steps=2200, learning_rate=1e-3, weight_decay=1e-4, average=0.99)
 KL = 1e-3
+PEOPLE, FILMED = 9_000, 1_500
 
 
 def train(run: Path) -> None:
@@ -31,7 +32,7 @@ def train(run: Path) -> None:
     torch.manual_seed(1)
     vae = model.vae()
     rng = data.generator("vae")
-    pictures = data.stills(faces.people(9000, rng), rng)[0]
+    pictures = data.stills(faces.people(PEOPLE, rng), rng)[0]
     held = data.clips(faces.people(24, data.generator("vae", 1)), data.generator("vae", 2)).frames
     with flat(vae):
         fit(
@@ -43,7 +44,7 @@ def train(run: Path) -> None:
             report=lambda: f"psnr {_psnr(vae, held[:, :1]):.2f}",
         )
     inflate_(vae)
-    drawn = data.clips(faces.people(1500, rng), rng).frames
+    drawn = data.clips(faces.people(FILMED, rng), rng).frames
     fit(
         "vae-clips",
         run,
