@@ -1,4 +1,4 @@
-"""Every stage of `make nano` runs, leaves what the next one reads, and what comes out loads. Two steps, few people: it learns nothing."""
+"""Every stage of `make nano` runs, leaves what the next one reads, and what comes out loads. It learns nothing in two steps."""
 
 import functools
 from dataclasses import replace
