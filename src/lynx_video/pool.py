@@ -91,6 +91,7 @@ def open_pool(workers: int | None = None, address: str | None = None, *, handful
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # and warn of each of its own actors on our stderr
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # or tell on our stdout that a worker died
+    os.environ.setdefault("RAY_worker_niceness", "0")  # or run our work behind all else on the machine
     try:
         import ray
         import ray.data

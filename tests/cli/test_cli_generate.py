@@ -117,6 +117,7 @@ def test_options_that_do_nothing_are_named(lynx, request_of, tmp_path):
     assert warned(*weak) == ["--guidance-scale-i does nothing: there is no guidance at --guidance-scale 1."]
     assert len(warned(*weak, "--ip-scale", 0, "--ref-scale", 0)) == 1
     assert warned(*weak[:2], "--guidance-scale-i", "none") == []
+    assert warned("--window-overlap", 4) == ["--window-overlap does nothing: the clip is made as one window."]
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / "ref_layers.safetensors").symlink_to(GOLDEN / "lynx_full" / "ref_layers.safetensors")

@@ -84,6 +84,8 @@ def idle_options(blueprint: Blueprint, enrolment: Enrolment | None, config: Gene
         found.append(f"--guidance-scale-i does nothing: there is no guidance at --guidance-scale {chosen.guidance_scale:g}.")
     if config.guidance_stop < 1 and chosen.guidance_scale <= 1:
         found.append(f"--guidance-stop does nothing: there is no guidance at --guidance-scale {chosen.guidance_scale:g}.")
+    if config.window_overlap is not None and chosen.windows is None:
+        found.append("--window-overlap does nothing: the clip is made as one window.")
     if blueprint.runtime.lora_passes == "prompt" and not blueprint.loras:
         found.append("--lora-passes does nothing: there is no LoRA.")
     return found
