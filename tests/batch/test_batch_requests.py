@@ -153,7 +153,7 @@ BAD = [
     ({"portrait": "ann.png"}, "there is no prompt, or an empty one"),
     ({**ANN, "prompt": " \n"}, "there is no prompt, or an empty one"),
     ({**ANN, "prompt": "nods " * 10_000}, "the prompt has 50000 characters"),
-    ({**ANN, "prompt": "\ud800"}, "prompt has half a character in it"),
+    ({**ANN, "prompt": "\ud800"}, "the prompt has a broken character at place 0"),
     ({**ANN, "prompt": 7}, "prompt must be a text, got 7"),
     ({**ANN, "prompt": "does.txt"}, "say prompt_file for one"),
     ({**ANN, "prompt_file": "does.txt"}, "prompt and prompt_file are both given"),

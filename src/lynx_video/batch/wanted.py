@@ -19,7 +19,7 @@ from lynx_video.errors import BadRequest
 from lynx_video.media.video import EXTENSIONS
 from lynx_video.studio.publish import consent_noted
 from lynx_video.studio.request import Request, generation_of
-from lynx_video.studio.setup import MarkFlags, SelectFlags
+from lynx_video.studio.setup import MarkFlags, SelectFlags, check_text
 
 SETTINGS = tuple(one.name for one in fields(GenerateConfig))
 KEYS = (
@@ -266,10 +266,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 def _text(key: str, value: Any) -> str:
     if not isinstance(value, str):
         raise BadRequest(f"{key} must be a text, got {value!r}.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise BadRequest(f"{key} has half a character in it ({error.reason} at {error.start}).") from error
+    check_text(key, value)
     return value
 
 
