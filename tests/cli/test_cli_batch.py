@@ -162,7 +162,7 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sixty")
     for number in range(3):
         write_picture(folder / "faces" / f"person{number}.png", album(number, 0)[0])
-    line = {"portrait": "faces/*.png", "prompt": ["a person nods", "a person smiles"], "seed": "1-10", "num_inference_steps": 4}
+    line = {"portrait": "faces/*.png", "prompt": ["a person nods", "a person smiles"], "seed": "1-10", "num_inference_steps": 2}
     (folder / "requests.jsonl").write_text(json.dumps(line))
     facts = finish(start(folder, "requests.jsonl", "-o", "whole", "--workers", "1", "--json"))
     assert (facts["done"], facts["made_now"]) == (60, 60)

@@ -179,7 +179,7 @@ def results(folder):
 
 @pytest.mark.slow
 def test_killed_twice_it_ends_in_the_same_report(tmp_path):
-    command = ("run", "out", "--people", "4", "--tasks", "4", "--num-inference-steps", "6", "--workers", "2", "--quiet")
+    command = ("run", "out", "--people", "4", "--tasks", "4", "--num-inference-steps", "2", "--workers", "2", "--quiet")
     whole = start(tmp_path / "whole", *command)
     _, err = whole.communicate(timeout=900)
     assert whole.returncode == 0, err
