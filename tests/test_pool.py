@@ -36,7 +36,7 @@ class Odd:
                 os.kill(os.getpid(), signal.SIGKILL)
             if job == "weights":
                 raise BadWeights("the weights are gone; get them again.")
-            return {"job": job}, {}
+            return {"niceness": os.nice(0)} if job == "niceness" else {"job": job}, {}
 
         def do(job):
             if job == "weights":
@@ -95,6 +95,11 @@ def test_where_jobs_are_handed_out_one_by_one_progress_is_told_of_each(ray_pool,
     seen = []
     replace(ray_pool, handful=1).run("working", odd, list(range(16)), lambda _, done, __: seen.append(done))
     assert seen == list(range(17))
+
+
+def test_workers_have_the_priority_of_what_started_them(ray_pool, odd):
+    ray_pool.run("working", odd, ["niceness"], lambda *_: None)
+    assert odd.shelf.value("niceness", "") == {"niceness": os.nice(0)}
 
 
 def test_how_many_are_handed_out_at_a_time():
