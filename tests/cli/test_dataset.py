@@ -233,6 +233,7 @@ def film(folder):
 @pytest.mark.slow
 def test_killed_twice_it_equals_an_undisturbed_run_and_every_fault_is_named(tmp_path):
     planted = film(tmp_path / "source")
+    assert len(planted) >= 0.1 * (PEOPLE * (CLIPS + 1) + len(planted))
     running = command_line("build", tmp_path / "source", tmp_path / "whole", "--workers", 1, "--json")
     out, err = running.communicate(timeout=900)
     assert running.returncode == 0, err
